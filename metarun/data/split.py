@@ -1,0 +1,89 @@
+"""One split of a data set: every example as one tensor, stored class by class."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+RESIDENT_SHARE = 0.5  # of the free device memory; the network needs the rest
+
+
+@dataclass(frozen=True)
+class Split:
+    """All examples of one split. Class c's examples are rows first_row[c] to first_row[c + 1].
+
+    x           [N, *input]; images are uint8 [N, C, H, W], scaled and normalised by `take`
+    first_row   int64 [classes + 1], always on the CPU, where tasks are drawn
+    classes     name of each class
+    superclass  int64 [classes], the index in `superclasses` of each class's alphabet or domain;
+                empty when the data has none
+    mean, std   of the training split's images scaled to [0, 1], one number a channel
+    """
+
+    x: Tensor
+    first_row: Tensor
+    classes: tuple[str, ...]
+    superclass: Tensor
+    superclasses: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example as the backbone gets it."""
+        return tuple(self.x.shape[1:])
+
+    def to(self, device: torch.device) -> "Split":
+        """This split for use on `device`: moved there if it fits, else read from where it is."""
+        x = self.x
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if x.nbytes < RESIDENT_SHARE * free:
+                x = x.to(device)
+        return replace(self, x=x, device=device)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Examples at `rows` (any shape, int64) on the device: rows.shape + input, as floats.
+
+        Images come scaled to [0, 1] and normalised; other inputs as they are stored.
+        """
+        flat = rows.flatten()
+        if self.x.device == self.device:
+            x = self.x.index_select(0, flat.to(self.device, non_blocking=True))
+        else:  # the split did not fit: a pinned copy overlaps with what the device is computing
+            x = self.x.index_select(0, flat).pin_memory().to(self.device, non_blocking=True)
+        if x.dtype == torch.uint8:
+            x = normalised(x, self.mean, self.std)
+        return x.unflatten(0, rows.shape)
+
+
+def normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(x / 255 - mean) / std for uint8 images [N, C, H, W], in one pass: [N, C, H, W] float32."""
+    scale = x.new_tensor([1 / (255 * s) for s in std], dtype=torch.float32)[:, None, None]
+    shift = x.new_tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32)
+    return torch.addcmul(shift[:, None, None], x.float(), scale)
+
+
+def stack_classes(
+    classes: dict[str, Tensor],
+    superclass_of: dict[str, str] | None = None,
+    mean: tuple[float, ...] = (0.0,),
+    std: tuple[float, ...] = (1.0,),
+) -> Split:
+    """A Split of named classes, each a tensor [examples, *input], kept in the order given."""
+    names = tuple(classes)
+    superclasses = tuple(dict.fromkeys((superclass_of or {}).values()))
+    place = {name: i for i, name in enumerate(superclasses)}
+    return Split(
+        x=torch.cat(list(classes.values())),
+        first_row=torch.tensor([0, *(len(x) for x in classes.values())]).cumsum(0),
+        classes=names,
+        superclass=torch.tensor(
+            [place[superclass_of[name]] for name in names] if superclass_of else [],
+            dtype=torch.int64,
+        ),
+        superclasses=superclasses,
+        mean=mean,
+        std=std,
+    )

@@ -1,0 +1,147 @@
+"""The prepared form of a data set: one memory-mapped, checksummed file a split.
+
+Preparing happens once, into the cache folder. A file appears whole or not at all, two processes
+that start on an empty cache take turns, and a file that does not match its checksum is made again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from metarun.data.split import Split
+from metarun.errors import UserError
+
+FORMAT = "1"  # of the prepared files; part of the folder's name
+SPLITS = ("train", "val", "test")
+
+
+def data_folder() -> Path:
+    """Where data is looked for and kept by default: $METARUN_DATA, else the user's cache folder."""
+    return Path(os.environ.get("METARUN_DATA") or platformdirs.user_cache_dir("metarun"))
+
+
+class DataSet:
+    """The prepared splits of one data set. Images are read when a split is opened, not before."""
+
+    def __init__(self, name: str, files: dict[str, Path]):
+        self.name = name
+        self.files = files
+        self._sealed: set[str] = set()
+        # Sizes and names of every split are known at once: they decide what can be asked for.
+        self.outlines = {split: read(path, images=False) for split, path in files.items()}
+        self.checksum = sha256(*(metadata(path)["checksum"].encode() for path in files.values()))
+        refuse_shared_classes(self.outlines)
+
+    def open(self, split: str) -> Split:
+        """The split with its examples, memory-mapped."""
+        assert split not in self._sealed, f"the {split} split was opened while it was sealed"
+        return read(self.files[split])
+
+    @contextmanager
+    def sealed(self, split: str) -> Iterator[None]:
+        """Within this block the split cannot be opened: nothing is chosen by looking at it."""
+        self._sealed.add(split)
+        try:
+            yield
+        finally:
+            self._sealed.remove(split)
+
+
+def prepare(name: str, key: str, build: Callable[[], dict[str, Split]]) -> DataSet:
+    """The data set of `build()`, taken from the cache folder when it is there, whole and sound.
+
+    `key` spells everything that decides the content: the options and the source's fingerprint.
+    """
+    folder = data_folder() / "prepared" / f"{name}-{sha256(FORMAT.encode(), key.encode())[:16]}"
+    files = {split: folder / f"{split}.safetensors" for split in SPLITS}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            if not all(is_sound(path) for path in files.values()):
+                for split, content in build().items():
+                    write(files[split], content)
+    except PermissionError as error:
+        raise UserError(
+            f"cannot write to {error.filename}: set METARUN_DATA to a folder that can be written"
+        ) from None
+    return DataSet(name, files)
+
+
+def write(path: Path, split: Split) -> None:
+    """Store `split` at `path`, atomically."""
+    tensors = {"x": split.x, "first_row": split.first_row, "superclass": split.superclass}
+    facts = json.dumps([split.classes, split.superclasses, split.mean, split.std])
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata={"facts": facts, "checksum": checksum(split, facts)},
+        )
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path, images: bool = True) -> Split:
+    """The split stored at `path`; without `images`, x is empty but for its shape [0, *input]."""
+    facts = json.loads(metadata(path)["facts"])
+    classes, superclasses, mean, std = (tuple(fact) for fact in facts)
+    with safe_open(path, "pt") as file:
+        x = file.get_tensor("x") if images else file.get_slice("x")[:0]
+        first_row, superclass = file.get_tensor("first_row"), file.get_tensor("superclass")
+    return Split(x, first_row, classes, superclass, superclasses, mean, std)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The text stored beside the tensors."""
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def is_sound(path: Path) -> bool:
+    """Whether `path` holds a whole split whose content matches its checksum."""
+    try:
+        stored = metadata(path)
+        return checksum(read(path), stored["facts"]) == stored["checksum"]
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return False
+
+
+def checksum(split: Split, facts: str) -> str:
+    """SHA-256 of everything in the split, hex."""
+    parts = [facts.encode(), json.dumps([list(split.x.shape), str(split.x.dtype)]).encode()]
+    tensors = (split.first_row, split.superclass, split.x)
+    return sha256(*parts, *(memoryview(t.contiguous().view(-1).view(torch.uint8).numpy()) for t in tensors))
+
+
+def sha256(*parts: bytes | memoryview) -> str:
+    """SHA-256 of the parts joined, hex."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def refuse_shared_classes(splits: dict[str, Split]) -> None:
+    """Raise UserError when a class stands in two splits: a test on it would not be one."""
+    seen: dict[str, str] = {}
+    for split, content in splits.items():
+        for name in content.classes:
+            if name in seen:
+                raise UserError(
+                    f"class {name!r} is in both {seen[name]} and {split}: "
+                    "give each class to one split only"
+                )
+            seen[name] = split

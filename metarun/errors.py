@@ -1,0 +1,13 @@
+"""What a user can put right, told in one line."""
+
+
+class UserError(ValueError):
+    """Something the user asked for cannot be had; the text says what is wrong and what would work.
+
+    The command line prints it as one line and exits with code 2; any other exception is a mistake
+    of the program and keeps its traceback.
+    """
+
+
+class Interrupted(Exception):
+    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved what it needs to go on."""
