@@ -9,5 +9,5 @@ class UserError(ValueError):
     """
 
 
-class Interrupted(Exception):
-    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved what it needs to go on."""
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop, by Ctrl-C or SIGTERM; a sweep it is part of stops with it."""

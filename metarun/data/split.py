@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
 RESIDENT_SHARE = 0.5  # of the free device memory; the network needs the rest
 
 
@@ -27,7 +28,7 @@ class Split:
     superclasses: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -121,9 +121,13 @@ def is_sound(path: Path) -> bool:
 
 def checksum(split: Split, facts: str) -> str:
     """SHA-256 of everything in the split, hex."""
-    parts = [facts.encode(), json.dumps([list(split.x.shape), str(split.x.dtype)]).encode()]
-    tensors = (split.first_row, split.superclass, split.x)
-    return sha256(*parts, *(memoryview(t.contiguous().view(-1).view(torch.uint8).numpy()) for t in tensors))
+    parts: list[bytes | memoryview] = [
+        facts.encode(),
+        json.dumps([list(split.x.shape), str(split.x.dtype)]).encode(),
+    ]
+    for tensor in (split.first_row, split.superclass, split.x):
+        parts.append(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return sha256(*parts)
 
 
 def sha256(*parts: bytes | memoryview) -> str:

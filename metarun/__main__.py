@@ -1,0 +1,5 @@
+"""`python -m metarun` is `metarun`."""
+
+from metarun.cli import main
+
+main()

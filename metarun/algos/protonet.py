@@ -1,0 +1,60 @@
+"""Prototypical networks: classify a query by its nearest class mean.
+
+Snell, Swersky and Zemel, "Prototypical Networks for Few-shot Learning", 2017, arXiv:1703.05175.
+Equation and section numbers are that paper's. Shapes: T tasks, S support and Q query examples
+of a task, D features.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metarun.episodes import Episodes
+from metarun.errors import UserError
+from metarun.functional.prototypes import class_means, cosine_distances, squared_distances
+
+DISTANCES = {"euclidean": squared_distances, "cosine": cosine_distances}
+
+
+class ProtoNet(nn.Module):
+    """Nearest class mean in the space of `backbone`.
+
+    `distance` is the paper's squared Euclidean distance or the cosine distance it compares with.
+    The distances are divided by `temperature`, 1 in the paper; a learnt one, which cosine
+    distances need to get past their narrow range, came later (Gidaris and Komodakis 2018).
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        distance: str = "euclidean",
+        temperature: float = 1.0,
+        learn_temperature: bool = False,
+    ):
+        super().__init__()
+        if distance not in DISTANCES:
+            raise UserError(f"algo.distance={distance}: choose one of {', '.join(DISTANCES)}")
+        if temperature <= 0:
+            raise UserError(f"algo.temperature={temperature}: it must be above 0")
+        self.backbone = backbone
+        self.distances = DISTANCES[distance]
+        # Its logarithm is what is learnt, so that the temperature stays positive.
+        self.log_temperature = nn.Parameter(
+            torch.tensor(temperature).log(), requires_grad=learn_temperature
+        )
+
+    def predict(self, episodes: Episodes) -> Tensor:
+        """Scores [T, Q, way]; softmax gives p(y = k | x), eq. 2 with the distance of sec. 2.4."""
+        # Support and query go through together, as in the authors' code: batch norm sees both.
+        x = torch.cat([episodes.support_x, episodes.query_x], dim=1)
+        # Distances want full precision, in whatever precision the backbone computes.
+        z = self.backbone(x.flatten(0, 1)).float().unflatten(0, x.shape[:2])  # [T, S + Q, D]
+        support_z, query_z = z.tensor_split([episodes.support_x.shape[1]], dim=1)
+        prototypes = class_means(support_z, episodes.support_y, episodes.way)
+        return -self.distances(query_z, prototypes) / self.log_temperature.exp()
+
+    def loss(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean negative log-likelihood of the query labels, in nats (Algorithm 1)."""
+        scores = self.predict(episodes)
+        loss = F.cross_entropy(scores.flatten(0, 1), episodes.query_y.flatten())
+        return loss, {"accuracy": (scores.argmax(-1) == episodes.query_y).float().mean()}

@@ -1,0 +1,59 @@
+"""Batch normalisation that says whose statistics it uses (Ioffe and Szegedy 2015)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metarun.errors import UserError
+
+MODES = ("running", "batch")
+
+
+class BatchNorm(nn.Module):
+    """Normalises dimension 1 of x [N, C, ...], then scales and shifts each channel.
+
+    `mode="running"` trains on the batch's statistics and tests on their running mean: inductive,
+    a prediction does not depend on what else is in the batch. `mode="batch"` uses the batch's own
+    statistics always, so a test on a query set is transductive.
+    """
+
+    def __init__(self, channels: int, mode: str, momentum: float = 0.1, eps: float = 1e-5):
+        super().__init__()
+        if mode not in MODES:
+            raise UserError(f"backbone.batch_norm={mode}: choose one of {', '.join(MODES)}")
+        self.batch_norm_mode, self.momentum, self.eps = mode, momentum, eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        if mode == "running":
+            self.running_mean: Tensor
+            self.running_var: Tensor
+            self.register_buffer("running_mean", torch.zeros(channels))
+            self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape and type as x."""
+        if self.batch_norm_mode == "running":
+            return F.batch_norm(
+                x,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                training=self.training,
+                momentum=self.momentum,
+                eps=self.eps,
+            )
+        return batch_normalised(x, self.weight, self.bias, self.eps)
+
+
+def batch_normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """x [N, C, ...] with mean `bias` and standard deviation `weight` in each channel.
+
+    Written out because torch's own, differentiated twice under vmap, is silently wrong.
+    """
+    others = [d for d in range(x.ndim) if d != 1]
+    shape = [-1 if d == 1 else 1 for d in range(x.ndim)]
+    full = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x  # statistics lose bits
+    centred = full - full.mean(dim=others, keepdim=True)
+    scale = weight.view(shape) * (centred.square().mean(dim=others, keepdim=True) + eps).rsqrt()
+    return (centred * scale + bias.view(shape)).to(x.dtype)

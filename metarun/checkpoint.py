@@ -1,0 +1,114 @@
+"""Saving what a run needs to go on, and reading it back without executing anything."""
+
+import os
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metarun.config import differences
+from metarun.errors import UserError
+from metarun.interfaces import Algorithm
+from metarun.train import Progress, Training
+
+FORMAT = 1
+
+# What may differ between an interrupted run and the one that goes on with it.
+INCIDENTAL = [
+    *("name", "resume", "checkpoint", "mode", "plugins", "tracker", "device", "data.root"),
+    *("train.steps", "train.log_every", "train.patience", "schedule.T_max"),
+    *("eval.episodes", "eval.tasks"),
+]
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` (tensors, numbers, text and containers of them) to `path`, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        torch.save({"format": FORMAT, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The content of the checkpoint at `path`, on the CPU. Raises UserError if it is not one."""
+    if not path.is_file():
+        raise UserError(f"checkpoint {path}: there is no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        content = None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(
+            f"checkpoint {path}: damaged, or not a checkpoint of this metarun; "
+            "give RUN_FOLDER/checkpoints/best.pt"
+        )
+    return content
+
+
+def state(training: Training, config: dict[str, Any], data_checksum: str) -> dict[str, Any]:
+    """All that decides how training goes on from here."""
+    return {
+        "algorithm": training.algorithm.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "schedule": training.schedule.state_dict(),
+        "sampler": training.generator.get_state(),
+        "noise": torch.get_rng_state(),
+        "cuda_noise": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "progress": asdict(training.progress),
+        "config": config,
+        "data_checksum": data_checksum,
+    }
+
+
+def restore(
+    training: Training, content: dict[str, Any], config: dict[str, Any], data_checksum: str
+) -> None:
+    """Put `training` back where `content`, a saved state, left it.
+
+    Raises UserError when the run now asked for is another one.
+    """
+    changed = differences(config, content["config"], except_for=INCIDENTAL)
+    if changed:
+        raise UserError(
+            f"resume=auto: this run was started with {' '.join(changed)}: say the same, "
+            "or choose another name="
+        )
+    if content["data_checksum"] != data_checksum:
+        raise UserError(
+            "resume=auto: the data has changed since this run was started: choose another name="
+        )
+    training.algorithm.load_state_dict(content["algorithm"])
+    training.optimizer.load_state_dict(content["optimizer"])
+    training.schedule.load_state_dict(content["schedule"])
+    training.generator.set_state(content["sampler"])
+    torch.set_rng_state(content["noise"])
+    if content["cuda_noise"] and torch.cuda.device_count() == len(content["cuda_noise"]):
+        torch.cuda.set_rng_state_all(content["cuda_noise"])
+    training.progress = Progress(**content["progress"])
+
+
+def restore_weights(algorithm: Algorithm, content: dict[str, Any], config: dict[str, Any]) -> None:
+    """Give `algorithm` the weights of a saved state, for a test.
+
+    Raises UserError when they belong to another algorithm or backbone than the config's.
+    """
+    saved = content["config"]
+    changed = differences(
+        {key: config[key] for key in ("algo", "backbone")},
+        {key: saved[key] for key in ("algo", "backbone")},
+        except_for=[],
+    )
+    if changed:
+        raise UserError(f"the checkpoint was trained with {' '.join(changed)}: say the same")
+    try:
+        algorithm.load_state_dict(content["algorithm"])
+    except RuntimeError as error:
+        mismatch = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"the checkpoint's weights do not fit this data's examples: {mismatch}"
+        ) from None

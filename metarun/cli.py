@@ -1,0 +1,192 @@
+"""The command line: compose the config, check it, run it, and tell user errors in one line."""
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from metarun import config as schema
+from metarun.errors import Interrupted, UserError
+from metarun.help import help_text
+
+
+def conf_folder() -> Path:
+    """The committed configs: beside the package in a checkout, inside it once installed."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
+def job(config: DictConfig) -> float:
+    """One run; its test accuracy, for sweepers that look for the best."""
+    from metarun import experiment  # torch is loaded when work starts, not before
+
+    hydra_config = HydraConfig.get()
+    choices = hydra_config.runtime.choices
+    names = {group: str(choices[group]) for group in ("data", "algo", "backbone")}
+    sweep = Path(hydra_config.sweep.dir).name if hydra_config.mode == RunMode.MULTIRUN else ""
+    texts = {
+        ".hydra/config.yaml": OmegaConf.to_yaml(config),
+        ".hydra/hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_config})),
+        ".hydra/overrides.yaml": OmegaConf.to_yaml(hydra_config.overrides.task),
+    }
+    folder = Path(hydra_config.runtime.output_dir)
+    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    try:
+        results = experiment.run(config, folder, {**names, "sweep": sweep}, texts)
+    except Interrupted as stopped:
+        again = [o for o in hydra_config.overrides.task if not o.startswith(("name=", "resume="))]
+        place = f"hydra.run.dir={folder}" if sweep else f"name={config.name}"
+        command = shlex.join(["metarun", *again, place, "resume=auto"])
+        raise Interrupted(f"{stopped}; go on with: {command}") from None
+    return results["test"]["accuracy"]
+
+
+def main() -> None:
+    """The console script."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out whole, to be told here
+    arguments = get_args_parser().parse_args()
+    try:
+        if arguments.help:
+            print(help_text(conf_folder(), choices_of(arguments.overrides)))
+            return
+        if not (arguments.shell_completion or arguments.hydra_help or arguments.info):
+            check(arguments.overrides, arguments.config_dir)
+        job()
+    except UserError as error:
+        leave(str(error))
+    except MissingConfigException as error:
+        leave(missing_choice(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        leave(one_line(error))
+    except Interrupted as stopped:
+        leave(str(stopped), code=130)
+
+
+def leave(text: str, code: int = 2) -> NoReturn:
+    """Say why in one line, and exit."""
+    print(f"metarun: {text}", file=sys.stderr)
+    sys.exit(code)
+
+
+def check(overrides: list[str], config_dir: str | None) -> None:
+    """Raise an error if a job of this command line would be refused, without loading torch.
+
+    Of a sweep, every value of each key is tried once, beside the first values of the others.
+    """
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        spelled = [spelled_values(override) for override in parsed]
+        first = [values[0] for values in spelled]
+        check_job(first, config_dir)
+        for i, values in enumerate(spelled):
+            for value in values[1:]:
+                check_job([*first[:i], value, *first[i + 1 :]], config_dir)
+
+
+def check_job(overrides: list[str], config_dir: str | None) -> None:
+    """Raise an error if the job with these overrides would be refused."""
+    added = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+    if config_dir and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir {config_dir}: there is no such folder")
+    composed = hydra.compose("config", [*overrides, *added], return_hydra_config=True)
+    choices = dict(composed.hydra.runtime.choices)
+    committed = hydra.compose(
+        "config",
+        [f"{group}={choice}" for group, choice in choices.items() if is_ours(group)] + added,
+    )
+    refuse_foreign_code(OmegaConf.to_container(composed.hydra))
+    with open_dict(composed):
+        del composed["hydra"]
+    typed = [override for override in overrides if override.startswith("plugins.allow=")]
+    if composed.plugins.allow != OmegaConf.from_dotlist(["plugins.allow=[]", *typed]).plugins.allow:
+        raise UserError("plugins.allow: it can be given on the command line only")
+    schema.check(plain(composed), plain(committed), list(composed.plugins.allow))
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The config as plain dicts and lists, with nothing left to resolve."""
+    container: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return container
+
+
+def is_ours(group: str) -> bool:
+    """Whether the config group is one of metarun's, whose YAML is the schema of what it holds."""
+    return not group.startswith("hydra/") and group != "experiment"
+
+
+def spelled_values(override: Override) -> list[str]:
+    """The overrides of one value that a sweeping override stands for; an ordinary one is itself."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    key, value = override.get_key_element(), override.value()
+    if isinstance(value, Glob):
+        options = GlobalHydra.instance().config_loader().get_group_options(override.key_or_group)
+        found = value.filter(options)
+        if not found:
+            raise UserError(f"{override.input_line}: it matches none of {', '.join(options)}")
+        return [f"{key}={name}" for name in found]
+    if override.is_interval_sweep():
+        return [f"{key}={value.start}"]  # type: ignore[union-attr]
+    return [f"{key}={choice}" for choice in override.sweep_string_iterator()]
+
+
+def refuse_foreign_code(own: Any) -> None:
+    """Raise UserError if Hydra's own settings name a class that is not Hydra's or logging's."""
+    for key, target in schema.targets(own):
+        if not target.startswith(("hydra.", "hydra_plugins.")):
+            raise UserError(f"hydra.{key}={target}: not allowed to run")
+    for key, value in schema.flat(own).items():
+        last = key.rsplit(".", 1)[-1]
+        if last == "()" or (last == "class" and not str(value).startswith("logging.")):
+            raise UserError(f"hydra.{key}={value}: not allowed to run")
+
+
+def missing_choice(error: MissingConfigException) -> str:
+    """One line for a group's choice that does not exist."""
+    missing = error.missing_cfg_file or str(error)
+    group, _, choice = missing.rpartition("/")
+    options = [str(option) for option in error.options or []]
+    return (
+        f"{group}={choice}: there is no such choice{schema.nearest(choice, options)}"
+        f"; {group} can be {', '.join(options)}"
+    )
+
+
+def one_line(error: Exception) -> str:
+    """What Hydra or OmegaConf says, cut to its first line, with the nearest key that exists."""
+    text = " ".join(str(error).splitlines()[:1])
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        key = unknown[1]
+        return f"{key}: there is no such key{schema.nearest(key, known_keys())}"
+    if error.__cause__:
+        text = f"{text} {str(error.__cause__).splitlines()[0]}"
+    return text
+
+
+def known_keys() -> list[str]:
+    """Every key and group of the default config."""
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        composed = hydra.compose("config")
+    groups = [path.name for path in conf_folder().iterdir() if path.is_dir()]
+    return [*groups, *schema.flat(plain(composed))]
+
+
+def choices_of(overrides: list[str]) -> dict[str, str]:
+    """The group=choice pairs among the overrides."""
+    return dict(override.split("=", 1) for override in overrides if "=" in override)

@@ -1,0 +1,168 @@
+"""What a config may say. Works on plain dicts, so that an error is told before torch is loaded.
+
+The committed YAML files are the schema: a key that they do not have does not exist, and a value
+has the type of its default there (null stands for text, or for anything in a user's own config).
+"""
+
+import difflib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from metarun.errors import UserError
+
+TARGETS = (
+    "metarun.",
+    "torch.nn.",
+    "torch.optim.",
+    "torchvision.models.",
+    "torchvision.ops.",
+    "torchvision.transforms.",
+)
+
+CHOICES = {
+    "mode": ("train", "test"),
+    "resume": ("none", "auto"),
+    "device.precision": ("fp32", "tf32", "bf16"),
+    "tracker.mode": ("auto", "online", "offline", "disabled"),
+}
+
+LOWEST = {
+    "way": 2,
+    "shot": 1,
+    "query": 1,
+    "seed": 0,
+    "sampler.way": 2,
+    "sampler.shot": 1,
+    "sampler.query": 1,
+    "sampler.tasks": 1,
+    "eval.way": 2,
+    "eval.shot": 1,
+    "eval.query": 1,
+    "eval.episodes": 2,
+    "eval.val_episodes": 2,
+    "eval.seed": 0,
+    "eval.tasks": 1,
+    "train.steps": 0,
+    "train.val_every": 1,
+    "train.log_every": 1,
+    "train.patience": 0,
+    "train.clip_norm": 0,
+    "data.size": 1,
+    "backbone.width": 1,
+    "optim.lr": 0,
+}
+
+
+def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -> None:
+    """Raise UserError for a key that `reference`, the committed configs, does not have, a value of
+    another type than there, one out of bounds, or a `_target_` that is neither ours nor in `allow`.
+    """
+    committed = flat(reference)
+    values = flat(config)
+    for key, value in values.items():
+        if key not in committed:
+            raise UserError(f"{key}: there is no such key{nearest(key, committed)}")
+        if not fits(value, committed[key]):
+            raise UserError(f"{key}={shown(value)}: {wanted(committed[key])} is needed")
+    for key, choices in CHOICES.items():
+        if key in values and values[key] not in choices:
+            raise UserError(
+                f"{key}={shown(values[key])}: choose one of {', '.join(choices)}"
+                f"{nearest(str(values[key]), choices)}"
+            )
+    for key, lowest in LOWEST.items():
+        value = values.get(key)
+        if isinstance(value, int | float) and value < lowest:
+            raise UserError(f"{key}={shown(value)}: it must be at least {lowest}")
+    name = values["device.name"]
+    if not (name in ("auto", "cpu", "cuda") or re.fullmatch(r"cuda:\d+", name)):
+        raise UserError(f"device.name={name}: choose auto, cpu, cuda or cuda:NUMBER")
+    if config["mode"] == "test" and not config["checkpoint"]:
+        raise UserError("mode=test: say which model, checkpoint=RUN_FOLDER/checkpoints/best.pt")
+    if config["mode"] == "train" and config["checkpoint"]:
+        raise UserError("checkpoint= goes with mode=test; to go on training, name=NAME resume=auto")
+    for key, target in targets(config):
+        if not is_allowed(target, allow):
+            trust = f"plugins.allow=[{target.split('.')[0]}]"
+            raise UserError(f"{key}={target}: not allowed to run; if you trust it, add {trust}")
+
+
+def is_allowed(target: str, allow: list[str]) -> bool:
+    """Whether a config may name this class or function: not whatever is on the machine."""
+    return target.startswith(TARGETS + tuple(f"{package}." for package in allow))
+
+
+def targets(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every `_target_` in the config, as (key, target), however deep."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if key == "_target_":
+                yield f"{prefix}{key}", str(value)
+            else:
+                yield from targets(value, f"{prefix}{key}.")
+    elif isinstance(config, list):
+        for i, value in enumerate(config):
+            yield from targets(value, f"{prefix}{i}.")
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The config as one level of dotted keys; lists and empty groups are values."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = value
+    return values
+
+
+def differences(config: dict[str, Any], other: dict[str, Any], except_for: list[str]) -> list[str]:
+    """Keys at or below which the two configs say different things, as `key=value` of `other`."""
+    ours, theirs = flat(config), flat(other)
+    incidental = tuple(f"{key}." for key in except_for)
+    return [
+        f"{key}={shown(theirs.get(key))}"
+        for key in ours | theirs
+        if ours.get(key) != theirs.get(key) and not f"{key}.".startswith(incidental)
+    ]
+
+
+def fits(value: Any, default: Any) -> bool:
+    """Whether `value` can stand where the committed config has `default`."""
+    if default is None:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    if isinstance(default, list) and isinstance(value, list):
+        return not default or all(fits(item, default[0]) for item in value)
+    if isinstance(default, str) and default.isdecimal():  # a name that happens to be a number
+        return isinstance(value, int | str)
+    return isinstance(value, type(default))
+
+
+def wanted(default: Any) -> str:
+    """The kind of value that `default` is, in words."""
+    if isinstance(default, list):
+        return f"a list of {wanted(default[0]).split(' ', 1)[1]}s" if default else "a list"
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    return next((word for kind, word in kinds.items() if isinstance(default, kind)), "a group")
+
+
+def nearest(word: str, words: Any) -> str:
+    """ ", did you mean …?" with the most similar of `words`, or nothing."""
+    words = list(words)
+    found = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    if not found:  # the right last part in the wrong group
+        last = word.rsplit(".", 1)[-1]
+        found = [other for other in words if other.rsplit(".", 1)[-1] == last][:1]
+    return f", did you mean {found[0]}?" if found else ""
+
+
+def shown(value: Any) -> str:
+    """The value as one would type it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value).replace("'", "")

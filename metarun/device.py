@@ -1,0 +1,75 @@
+"""Where, and how precisely, to compute."""
+
+import ctypes
+import os
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from metarun.errors import UserError
+
+
+@dataclass(frozen=True)
+class Device:
+    """A place to compute, and the precision of the network there."""
+
+    torch_device: torch.device
+    precision: str
+
+    def autocast(self) -> AbstractContextManager:
+        """The context that networks run in: bfloat16 if asked for."""
+        return torch.autocast(
+            self.torch_device.type, torch.bfloat16, enabled=self.precision == "bf16"
+        )
+
+    def __str__(self) -> str:
+        if self.torch_device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.torch_device)}, {self.precision}"
+        return f"CPU, {torch.get_num_threads()} threads, {self.precision}"
+
+
+def choose(name: str, precision: str, deterministic: bool) -> Device:
+    """The device a run asked for, with torch set up for it. Raises UserError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("device=cuda, but torch sees no NVIDIA GPU here: use device=cpu")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"device.name={name}, but there are {torch.cuda.device_count()} GPUs: "
+                f"cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+            )
+    else:
+        if precision == "tf32":
+            raise UserError("device.precision=tf32 needs an NVIDIA GPU: use fp32 or bf16")
+        keep_freed_memory()
+    # float32 is float32: without this, cuDNN's convolutions round to TF32 unasked.
+    torch.backends.fp32_precision = (  # type: ignore[attr-defined]
+        "tf32" if precision == "tf32" else "ieee"
+    )
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    return Device(device, precision)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed blocks for the next step.
+
+    By default glibc returns a step's large tensors to the system and takes them anew, page by
+    page, at the next one: half of the time of a step on 84×84 images.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another C library
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 2**28)

@@ -1,0 +1,38 @@
+"""The batches that flow from samplers to algorithms. The first dimension is always the task."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metarun.data.split import Split
+
+
+class Episodes(NamedTuple):
+    """T tasks, each with a labelled support set and a query set to be labelled.
+
+    support_x [T, S, *input], support_y [T, S], query_x [T, Q, *input], query_y [T, Q]; labels are
+    0 .. way - 1 and belong to the task alone.
+    """
+
+    support_x: Tensor
+    support_y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+    way: int
+
+
+def gather(split: Split, support: Tensor, query: Tensor) -> Episodes:
+    """The tasks whose examples are at rows `support` [T, way, shot] and `query` [T, way, query].
+
+    Row k of `way` is given label k.
+    """
+    way, shot = support.shape[1:]
+    x = split.take(torch.cat([support, query], dim=2))  # [T, way, shot + query, *input]
+    labels = torch.arange(way, device=split.device)[:, None]
+    support_y, query_y = (
+        labels.expand(rows.shape).flatten(1) for rows in (support, query)
+    )  # [T, S], [T, Q]
+    return Episodes(
+        x[:, :, :shot].flatten(1, 2), support_y, x[:, :, shot:].flatten(1, 2), query_y, way
+    )

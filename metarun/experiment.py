@@ -1,0 +1,289 @@
+"""The one path from a config to a number: parts, training, test, results. Read this first."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, NamedTuple
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from metarun import checkpoint, report, runfolder
+from metarun.confidence import mean_and_ci95
+from metarun.config import is_allowed, targets
+from metarun.data.store import DataSet
+from metarun.device import Device, choose
+from metarun.episodes import gather
+from metarun.errors import Interrupted, UserError
+from metarun.evaluate import FixedEpisodes, accuracies, fixed_episodes
+from metarun.interfaces import Sampler
+from metarun.provenance import provenance
+from metarun.samplers.uniform import Uniform
+from metarun.samplers.within_superclass import WithinSuperclass
+from metarun.seeds import stream, stream_seed
+from metarun.signals import StopSignals
+from metarun.tracking import jsonlines, pictures
+from metarun.tracking.console import Console
+from metarun.tracking.trackers import Trackers
+from metarun.tracking.weights_and_biases import WeightsAndBiases
+from metarun.train import Plan, Progress, Training, fit
+
+
+class Parts(NamedTuple):
+    """What a run is made of."""
+
+    config: DictConfig
+    device: Device
+    data: DataSet
+    sampler: Sampler
+    training: Training
+
+
+def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str, str]) -> dict:
+    """Train and test as `config` says, in `folder`; returns the content of its results.json.
+
+    `names` are what the command line calls the data, algo, backbone and sweep; `texts` are files
+    to keep in the folder. What the user can put right raises UserError, before long work starts
+    wherever it can be known by then.
+    """
+    started = time.time()
+    with StopSignals() as stop, runfolder.claimed(folder):
+        earlier = runfolder.earlier(folder, config.resume)
+        if earlier and runfolder.is_done(earlier, config.train.steps):
+            Console(config.train.steps).finish({**earlier, "folder": str(folder)})
+            return earlier
+
+        parts = build_parts(config)
+        last = folder / "checkpoints" / "last.pt"
+        if config.mode == "test":
+            load_weights(parts, Path(config.checkpoint))
+        elif earlier and last.exists():
+            checkpoint.restore(
+                parts.training, checkpoint.load(last), plain(config), parts.data.checksum
+            )
+        for name, text in texts.items():
+            runfolder.write_text(folder / name, text)
+        results = {
+            "status": "running",
+            "mode": config.mode,
+            "names": names,
+            "wandb_id": earlier["wandb_id"] if earlier else token_hex(4),
+            "parameters": report.parameters(parts.training.algorithm),
+            "data": report.data_facts(parts.data),
+            "provenance": provenance(parts.device.torch_device),
+        }
+        with saved(results, folder):
+            trackers = start_trackers(parts, folder, names, results, resumed=earlier is not None)
+            try:
+                if config.mode == "train":
+                    train(parts, folder, trackers, stop)
+                results |= report.training_facts(parts.training.progress)
+                results["test"] = test(parts, folder, trackers)
+                results["seconds"] = round(time.time() - started, 1)
+                results["status"] = "finished"
+                trackers.finish({**results, "folder": str(folder)})
+            finally:
+                trackers.close()
+        return results
+
+
+def build_parts(config: DictConfig) -> Parts:
+    """The parts the config names, checked against each other; the weights drawn from its seed."""
+    device = choose(**config.device)
+    data = build(config, "data")
+    sampler = build(config, "sampler")
+    refuse_impossible_tasks(config, data, sampler)
+    torch.manual_seed(stream_seed(config.seed, "init"))
+    backbone = build(config, "backbone", input_shape=data.outlines["train"].input_shape)
+    algorithm = build(config, "algo", backbone=backbone).to(device.torch_device)
+    torch.manual_seed(stream_seed(config.seed, "noise"))  # of dropout and the like
+    optimizer = build(config, "optim")([p for p in algorithm.parameters() if p.requires_grad])
+    schedule = build(config, "schedule")(optimizer)
+    generator = stream(config.seed, "train")
+    training = Training(algorithm, optimizer, schedule, generator, Progress())
+    return Parts(config, device, data, sampler, training)
+
+
+def build(config: DictConfig, key: str, **arguments: Any) -> Any:
+    """The object that the `_target_` at `key` names, called with the keys beside it."""
+    for place, target in targets(plain(config)[key]):
+        try:
+            found = get_object(target)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(f"{key}.{place}={target}: it cannot be imported: {error}") from None
+        # Where it really comes from: metarun.cli.os.system is not ours.
+        home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+        if not is_allowed(home, list(config.plugins.allow)):
+            raise UserError(f"{key}.{place}={target}: this is {home}, which is not allowed to run")
+    try:
+        return instantiate(config[key], _convert_="all", **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        if isinstance(error.__cause__, TypeError | ValueError):  # its arguments do not suit it
+            raise UserError(f"{key}: {error.__cause__}") from error
+        raise
+
+
+def refuse_impossible_tasks(config: DictConfig, data: DataSet, sampler: Sampler) -> None:
+    """Raise UserError when a split is too small for the tasks that will be drawn from it."""
+    test_sampler = (WithinSuperclass if config.eval.within_superclass else Uniform)(
+        config.eval.way, config.eval.shot, config.eval.query, config.eval.tasks
+    )
+    samplers: dict[str, Sampler] = {"train": sampler, "val": test_sampler, "test": test_sampler}
+    for split in ["test"] if config.mode == "test" else ["train", "val", "test"]:
+        try:
+            samplers[split].check(data.outlines[split])
+        except UserError as error:
+            raise UserError(f"{split} split: {error}") from None
+
+
+def load_weights(parts: Parts, path: Path) -> None:
+    """Take the model, and what is known of its training, from the checkpoint at `path`."""
+    content = checkpoint.load(path)
+    checkpoint.restore_weights(parts.training.algorithm, content, plain(parts.config))
+    parts.training.progress = Progress(**content["progress"])
+
+
+def train(parts: Parts, folder: Path, trackers: Trackers, stop: StopSignals) -> None:
+    """Meta-train to the end of the plan; the test split stays closed meanwhile."""
+    config, training = parts.config, parts.training
+    best_path, last_path = (folder / "checkpoints" / f"{name}.pt" for name in ("best", "last"))
+    with parts.data.sealed("test"):
+        val_episodes = episodes_of(parts, "val", config.eval.val_episodes)
+
+        def validate() -> tuple[float, float]:
+            return mean_and_ci95(score(parts, val_episodes))
+
+        def save(best: bool) -> None:
+            content = checkpoint.state(training, plain(config), parts.data.checksum)
+            # The best first: last.pt never speaks of a best.pt that is not there yet.
+            for path in [best_path, last_path] if best else [last_path]:
+                checkpoint.save(path, content)
+
+        stop.wait = True
+        for record in fit(
+            training,
+            Plan(**config.train),
+            parts.sampler,
+            parts.data.open("train").to(parts.device.torch_device),
+            parts.device,
+            validate=validate,
+            save=save,
+            stop=stop,
+        ):
+            trackers.log(record)
+        stop.wait = False
+    if best_path.exists():  # not after train.steps=0
+        training.algorithm.load_state_dict(checkpoint.load(best_path)["algorithm"])
+
+
+def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
+    """Accuracy on the fixed test episodes; leaves a file of each one's, and the pictures."""
+    progress = parts.training.progress
+    episodes = episodes_of(parts, "test", parts.config.eval.episodes)
+    values = score(parts, episodes)
+    accuracy, ci95 = mean_and_ci95(values)
+    record = {"test/accuracy": accuracy, "test/ci95": ci95, "test/episodes": len(values)}
+    trackers.log({"step": progress.step, "episodes": progress.episodes, **record})
+    columns = {"episode": list(range(len(values))), "accuracy": values.tolist()}
+    runfolder.write_csv(folder / "episodes.csv", columns)
+    pictures.curves(jsonlines.read(folder / "metrics.jsonl"), folder / "curves.png")
+    draw_first(parts, episodes, folder / "episode.png")
+    return {
+        "accuracy": accuracy,
+        "ci95": ci95,
+        **plain(parts.config)["eval"],
+        "batch_norm": report.batch_norm(parts.training.algorithm),
+        "episodes_sha256": episodes.sha256,
+    }
+
+
+def episodes_of(parts: Parts, split: str, count: int) -> FixedEpisodes:
+    """The first `count` fixed episodes of the split, its examples on the device."""
+    asked = parts.config.eval
+    return fixed_episodes(
+        parts.data.open(split).to(parts.device.torch_device),
+        name=split,
+        seed=asked.seed,
+        episodes=count,
+        way=asked.way,
+        shot=asked.shot,
+        query=asked.query,
+        within=asked.within_superclass,
+    )
+
+
+def score(parts: Parts, episodes: FixedEpisodes) -> torch.Tensor:
+    """Accuracy on each episode [E]."""
+    return accuracies(
+        parts.training.algorithm, episodes, tasks=parts.config.eval.tasks, device=parts.device
+    )
+
+
+def draw_first(parts: Parts, episodes: FixedEpisodes, path: Path) -> None:
+    """A picture of the first episode with the model's predictions."""
+    split, algorithm = episodes.split, parts.training.algorithm
+    batch = gather(split, episodes.support[:1], episodes.query[:1])
+    algorithm.eval()
+    with torch.inference_mode(), parts.device.autocast():
+        scores = algorithm.predict(batch)[0].float().cpu()
+    first_examples = episodes.support[0, :, 0]
+    classes = torch.searchsorted(split.first_row, first_examples, right=True) - 1
+    support_x, support_y, query_x, query_y = (tensor[0].cpu() for tensor in batch[:4])
+    names = [split.classes[c] for c in classes]
+    pictures.episode(support_x, support_y, query_x, query_y, scores, names, path)
+
+
+def start_trackers(
+    parts: Parts, folder: Path, names: dict[str, str], results: dict[str, Any], resumed: bool
+) -> Trackers:
+    """The console, with what will run told there, the run's metrics.jsonl, and W&B."""
+    config = plain(parts.config)
+    progress, tracker = parts.training.progress, config["tracker"]
+    console = Console(config["train"]["steps"], progress.step)
+    console.header(
+        report.header(config, names, parts.data, parts.training.algorithm, parts.device)
+        | {"run folder": str(folder)}
+    )
+    if resumed:
+        console.message(f"going on after step {progress.step}")
+    lines = jsonlines.JsonLines(folder / "metrics.jsonl", progress.step if resumed else None)
+    wandb = WeightsAndBiases(
+        folder,
+        {**config, "data_checksum": parts.data.checksum, "names": names},
+        mode=tracker["mode"],
+        project=tracker["project"],
+        group=tracker["group"] or names["sweep"] or None,
+        tags=tracker["tags"],
+        name=folder.name,
+        run_id=results["wandb_id"],
+        history=jsonlines.read(folder / "metrics.jsonl") if resumed else [],
+        artifact=tracker["artifact"],
+    )
+    return Trackers(console, lines, wandb)
+
+
+@contextmanager
+def saved(results: dict[str, Any], folder: Path) -> Iterator[None]:
+    """Keeps the folder's results.json telling how the run stands, however it ends."""
+    runfolder.write_json(folder / "results.json", results)
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        results |= {"status": "interrupted" if stopped else "failed", "error": str(error)}
+        raise
+    finally:
+        runfolder.write_json(folder / "results.json", results)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The config as plain dicts and lists, with nothing left to resolve."""
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}

@@ -1,0 +1,70 @@
+"""`metarun --help`: the keys and groups, with the comments that stand beside them in the YAML."""
+
+import re
+from pathlib import Path
+
+USAGE = """\
+metarun: a config in, a number with its confidence interval out
+
+  metarun                                     prototypical networks on the embedded data
+  metarun algo=protonet data=omniglot way=20 shot=5
+  metarun data=image_folder data.root=DIR     your own pictures, a folder a class
+  metarun -m seed=0,1,2                       a sweep
+  metarun mode=test checkpoint=RUN_FOLDER/checkpoints/best.pt
+  metarun name=NAME resume=auto               go on with an interrupted run
+  metarun algo=NAME --help                    the keys of that choice
+
+Options: --cfg job shows the whole config and runs nothing; --config-dir DIR adds your own configs;
+-m, --multirun sweeps; --info defaults-tree tells where values come from; --hydra-help more.
+"""
+
+KEY = re.compile(r"( *)([A-Za-z_]+):(?: ([^#]*))?(?:# (.*))?")
+
+
+def help_text(conf: Path, chosen: dict[str, str]) -> str:
+    """The whole help. `chosen` are choices of groups whose keys are shown instead of the usual."""
+    lines = (conf / "config.yaml").read_text().splitlines()
+    start = lines.index("defaults:")
+    end = next(i for i in range(start + 1, len(lines)) if not lines[i].startswith(" "))
+    defaults = dict(re.findall(r"^  - (\w+): (\w+)", "\n".join(lines[start:end]), re.M))
+    plain = lines[end : lines.index("hydra:")]
+    sections = [USAGE, "Keys", *described(plain), "", "Groups (group=choice), and the keys of one"]
+    for group in defaults:
+        choice = chosen.get(group, defaults[group])
+        sections += ["", f"{group}="]
+        for path in sorted((conf / group).rglob("*.yaml")):
+            name = path.relative_to(conf / group).with_suffix("").as_posix()
+            mark = " (default)" if name == defaults[group] else ""
+            sections.append(f"  {f'{name}  ':<24}{title(path)}{mark}")
+        shown = conf / group / f"{choice}.yaml"
+        if shown.exists():
+            lines = shown.read_text().splitlines()
+            everywhere = lines[0] == "# @package _global_"  # it spells whole keys itself
+            sections += described(lines, prefix="" if everywhere else f"{group}.")
+    return "\n".join(sections)
+
+
+def title(path: Path) -> str:
+    """The first comment of the file that is not an instruction to Hydra."""
+    comments = (line[2:] for line in path.read_text().splitlines() if line.startswith("# "))
+    return next((comment for comment in comments if not comment.startswith("@")), "")
+
+
+def described(lines: list[str], prefix: str = "") -> list[str]:
+    """One line a key: its full name, its default and its comment."""
+    shown: list[str] = []
+    parents = [prefix]
+    for line in lines:
+        found = KEY.fullmatch(line)
+        if found is None:
+            comment = line.strip()
+            if comment.startswith("# ") and shown:
+                shown[-1] += f" {comment[2:]}"
+            continue
+        indent, key, value, comment = found.groups()
+        parents = [*parents[: len(indent) // 2 + 1], f"{key}."]
+        default = (value or "").strip()
+        if default and not key.startswith("_"):
+            name = "".join(parents)[:-1]
+            shown.append(f"  {f'{name}={default}  ':<40}{comment or ''}".rstrip())
+    return shown

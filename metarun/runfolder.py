@@ -1,0 +1,85 @@
+"""A run's folder: whose it is, what state it is in, and files that are never half-written."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from metarun.errors import UserError
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """The folder, made if need be, for this process alone; removed again if it stays empty."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{folder} is in use by another process: choose another name=") from None
+    try:
+        yield
+    finally:
+        if not any(path.name != ".lock" for path in folder.iterdir()):
+            (folder / ".lock").unlink(missing_ok=True)
+            folder.rmdir()
+        lock.release()
+
+
+def results(folder: Path) -> dict[str, Any] | None:
+    """What results.json says of the run in this folder; None if no run has started here."""
+    try:
+        return json.loads((folder / "results.json").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` to `path`, atomically."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_csv(path: Path, columns: dict[str, list]) -> None:
+    """Write equally long columns under their names to `path`, atomically."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    os.replace(temporary, path)
+
+
+def earlier(folder: Path, resume: str) -> dict[str, Any] | None:
+    """The results so far of the run that `resume` goes on with; None for a new run.
+
+    Raises UserError when the folder holds something and resume is "none": nothing is overwritten.
+    """
+    found = results(folder)
+    if found is None:
+        if any(path.name != ".lock" for path in folder.iterdir()):
+            raise UserError(f"{folder} holds other files: choose another name=")
+        return None
+    if resume != "auto":
+        raise UserError(
+            f"{folder} already holds a run ({found['status']}): choose another name=, "
+            "or resume=auto to go on with it"
+        )
+    return found
+
+
+def is_done(found: dict[str, Any], steps: int) -> bool:
+    """Whether nothing is left to do for a run of that many steps."""
+    return found["status"] == "finished" and steps <= found["train"]["steps"]

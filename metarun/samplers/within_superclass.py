@@ -1,0 +1,78 @@
+"""N-way K-shot tasks whose classes share one superclass: the letters of one alphabet."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metarun.data.split import Split
+from metarun.episodes import Episodes, gather
+from metarun.errors import UserError
+from metarun.samplers.uniform import draw_examples, refuse_too_few
+
+
+@dataclass(frozen=True)
+class WithinSuperclass:
+    """Draws `tasks` tasks at a time, each from one of the superclasses with `way` or more classes.
+
+    Those superclasses are equally likely (as in Triantafillou et al. 2020, for Omniglot).
+    """
+
+    way: int
+    shot: int
+    query: int
+    tasks: int
+
+    def check(self, split: Split) -> None:
+        """Raise UserError when no superclass of the split is large enough for these tasks."""
+        refuse_too_small_superclasses(split, way=self.way, shot=self.shot, query=self.query)
+
+    def __call__(self, split: Split, generator: torch.Generator) -> Episodes:
+        """The next meta-batch, on the split's device."""
+        support, query = draw_tasks(
+            split.first_row,
+            split.superclass,
+            tasks=self.tasks,
+            way=self.way,
+            shot=self.shot,
+            query=self.query,
+            generator=generator,
+        )
+        return gather(split, support, query)
+
+
+def draw_tasks(
+    first_row: Tensor,
+    superclass: Tensor,
+    *,
+    tasks: int,
+    way: int,
+    shot: int,
+    query: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Rows for `tasks` tasks: a superclass, `way` of its classes, then examples of each.
+
+    `superclass` [classes] is the superclass of each class; those with fewer than `way` classes
+    take no part. Returns support [T, way, shot] and query [T, way, query] rows.
+    """
+    large = (superclass.bincount() >= way).nonzero()[:, 0]
+    drawn = large[torch.randint(len(large), (tasks,), generator=generator)]  # [T]
+    keys = torch.rand(tasks, len(superclass), generator=generator)
+    keys[superclass[None] != drawn[:, None]] = 2  # classes of other superclasses sort last
+    return draw_examples(
+        first_row, keys.argsort(dim=1)[:, :way], shot=shot, query=query, generator=generator
+    )
+
+
+def refuse_too_small_superclasses(split: Split, *, way: int, shot: int, query: int) -> None:
+    """Raise UserError when no superclass has `way` classes, or a class too few examples."""
+    if not len(split.superclass):
+        raise UserError("the data has no superclasses: use sampler=uniform")
+    largest = int(split.superclass.bincount().max())
+    if way > largest:
+        raise UserError(
+            f"way={way}, but the largest superclass has only {largest} classes: "
+            f"lower way to {largest}, or use sampler=uniform"
+        )
+    refuse_too_few(split, way=way, shot=shot, query=query)

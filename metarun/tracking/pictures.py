@@ -1,0 +1,205 @@
+"""Pictures of a run: its learning curves, and one test episode with what was predicted.
+
+Drawn with matplotlib's objects and not with pyplot: no window system, no state between two runs.
+"""
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+LINE, PALE, GOOD, BAD, GREY = "#1f5fa8", "#a9c4e4", "#2e8b57", "#c8402f", "#666666"
+ROWS, SUPPORT, QUERIES = 10, 5, 6  # classes, and examples of each, shown at most
+
+
+def curves(records: list[dict], path: Path) -> bool:
+    """Draws loss and accuracy against the step; False, and no file, if there is nothing to draw."""
+    train = column(records, "train/loss")
+    val = column(records, "val/accuracy")
+    if not train[0] and not val[0]:
+        return False
+    figure = new_figure(9, 3.4)
+    loss, accuracy = figure.subplots(1, 2)
+
+    loss.plot(*train, color=PALE if val[0] else LINE, linewidth=1, label="train")
+    if any("val/loss" in record for record in records):
+        loss.plot(*column(records, "val/loss"), color=LINE, marker=dots(val[0]), label="validation")
+    loss.set_ylabel("loss")
+
+    steps, fraction = column(records, "train/accuracy")
+    accuracy.plot(steps, in_percent(fraction), color=PALE, linewidth=1, label="train")
+    steps, fraction = val
+    if steps:
+        accuracy.plot(
+            steps, in_percent(fraction), color=LINE, marker=dots(steps), label="validation"
+        )
+        bounds = [r for r in records if r.get("val/accuracy") is not None and "val/ci95" in r]
+        accuracy.fill_between(
+            [r["step"] for r in bounds],
+            [100 * (r["val/accuracy"] - (r["val/ci95"] or 0)) for r in bounds],
+            [100 * (r["val/accuracy"] + (r["val/ci95"] or 0)) for r in bounds],
+            color=LINE,
+            alpha=0.15,
+            linewidth=0,
+        )
+    test = next((r for r in reversed(records) if r.get("test/accuracy") is not None), None)
+    if test:
+        text = f"test {100 * test['test/accuracy']:.2f}"
+        if test.get("test/ci95") is not None:
+            text += f" ± {100 * test['test/ci95']:.2f}"
+        accuracy.axhline(
+            100 * test["test/accuracy"], color=GOOD, linestyle=(0, (4, 3)), label=f"{text} %"
+        )
+    accuracy.set_ylabel("accuracy, %")
+
+    for axes in (loss, accuracy):
+        axes.set_xlabel("step")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=9)
+    save(figure, path)
+    return True
+
+
+def episode(
+    support_x: Tensor,
+    support_y: Tensor,
+    query_x: Tensor,
+    query_y: Tensor,
+    scores: Tensor,
+    class_names: list[str],
+    path: Path,
+) -> bool:
+    """Draws one task: a row a class, its support left, queries right with what was predicted.
+
+    support_x [S, C, H, W], query_x [Q, C, H, W], scores [Q, way]. False, and no file, when the
+    examples are not images.
+    """
+    if support_x.ndim != 4 or query_x.ndim != 4 or support_x.shape[1] not in (1, 2, 3, 4):
+        return False
+    way = min(len(class_names), ROWS)
+    support = [(support_y == k).nonzero().flatten()[:SUPPORT].tolist() for k in range(way)]
+    queries = [(query_y == k).nonzero().flatten()[:QUERIES].tolist() for k in range(way)]
+    shots, shown = max(map(len, support)), max(map(len, queries))
+    predicted = scores.argmax(dim=-1)
+    low, high = grey_range(support_x, query_x)
+
+    figure = new_figure(1.8 + 1.1 * (shots + shown), 0.4 + 1.35 * way)
+    # A narrow empty column parts what was learnt from and what was asked.
+    widths = [1] * shots + [0.25] + [1] * shown
+    grid = figure.add_gridspec(way, len(widths), width_ratios=widths)
+    for k in range(way):
+        for place, row in enumerate(support[k]):
+            axes = figure.add_subplot(grid[k, place])
+            show(axes, support_x[row], low, high, frame=None)
+            if place == 0:
+                axes.set_ylabel(
+                    shortened(class_names[k]),
+                    rotation=0,
+                    ha="right",
+                    va="center",
+                    labelpad=8,
+                    parse_math=False,
+                )
+            if k == 0 and place == 0:
+                heading(axes, "support")
+        for place, row in enumerate(queries[k]):
+            axes = figure.add_subplot(grid[k, shots + 1 + place])
+            answer = int(predicted[row])
+            show(axes, query_x[row], low, high, frame=GOOD if answer == k else BAD)
+            axes.set_xlabel(
+                shortened(class_names[answer], 14),
+                color=GOOD if answer == k else BAD,
+                fontsize=8,
+                labelpad=3,
+                parse_math=False,
+            )
+            if k == 0 and place == 0:
+                right = 100 * (predicted == query_y).double().mean().item()
+                # Longer than its column, which is not to grow for it.
+                heading(axes, f"queries, {right:.0f} % right").set_in_layout(False)
+    save(figure, path)
+    return True
+
+
+def heading(axes: "Axes", text: str) -> "Text":
+    """Words above the first picture of a group."""
+    return axes.set_title(text, loc="left", color=GREY, fontsize=10)
+
+
+def show(axes: "Axes", image: Tensor, low: Tensor, high: Tensor, frame: str | None) -> None:
+    """One image [C, H, W], its values from low to high, in a frame of this colour."""
+    levels = ((image.double() - low) / (high - low)).clamp(0, 1)
+    if len(levels) == 3:
+        axes.imshow(levels.permute(1, 2, 0).numpy(), interpolation="nearest")
+    else:  # grey, or channels that no colour stands for: the first one
+        axes.imshow(levels[0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(frame or "#cccccc")
+        spine.set_linewidth(2.5 if frame else 0.8)
+
+
+def grey_range(*batches: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each channel, [C, 1, 1]: it undoes any normalising."""
+    flat = [x.double().transpose(0, 1).flatten(1) for x in batches]
+    low = min_of([x.amin(dim=1) for x in flat])
+    high = -min_of([-x.amax(dim=1) for x in flat])
+    return low[:, None, None], (high + (high == low))[:, None, None]
+
+
+def min_of(values: list[Tensor]) -> Tensor:
+    first, *others = values
+    for other in others:
+        first = first.minimum(other)
+    return first
+
+
+def column(records: list[dict], key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of the records that have this key."""
+    having = [record for record in records if record.get(key) is not None]
+    return [record["step"] for record in having], [record[key] for record in having]
+
+
+def in_percent(values: list[float]) -> list[float]:
+    return [100 * value for value in values]
+
+
+def dots(steps: list[float]) -> str | None:
+    """A marker while the points are few enough to be told apart."""
+    return "." if len(steps) <= 40 else None
+
+
+def shortened(name: str, letters: int = 18) -> str:
+    """The name's end where it is long, since that is what tells Greek/alpha from Greek/beta."""
+    return name if len(name) <= letters else "…" + name[1 - letters :]
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """A figure of this size in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes the PNG whole or not at all."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    written = path.with_name(path.name + ".tmp")
+    with warnings.catch_warnings():
+        # A class name may have letters that the font lacks; it shows boxes for them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(written, format="png")
+    os.replace(written, path)

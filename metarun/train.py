@@ -1,0 +1,161 @@
+"""The training loop."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from metarun.data.split import Split
+from metarun.device import Device
+from metarun.errors import Interrupted, UserError
+from metarun.interfaces import Algorithm, Sampler
+from metarun.tracking.jsonlines import Record
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Length and rhythm of training, in optimiser steps: the keys of `train` in the config."""
+
+    steps: int
+    val_every: int
+    log_every: int
+    patience: int
+    clip_norm: float
+
+
+@dataclass
+class Progress:
+    """How far training has come; saved with every checkpoint."""
+
+    step: int = 0
+    episodes: int = 0
+    seconds: float = 0.0  # of training itself, without validation
+    best_accuracy: float = -1.0
+    best_ci95: float = math.nan
+    best_step: int = 0
+    vals_since_best: int = 0
+
+
+@dataclass
+class Training:
+    """Everything that changes while training: what a checkpoint must hold."""
+
+    algorithm: Algorithm
+    optimizer: Optimizer
+    schedule: LRScheduler
+    generator: torch.Generator  # of the sampler
+    progress: Progress
+
+
+def fit(
+    training: Training,
+    plan: Plan,
+    sampler: Sampler,
+    split: Split,
+    device: Device,
+    *,
+    validate: Callable[[], tuple[float, float]],
+    save: Callable[[bool], None],
+    stop: Callable[[], bool],
+) -> Iterator[Record]:
+    """Train to the end of `plan`, yielding a record at each line of the log and each validation.
+
+    `validate()` gives the validation accuracy and its half-width; `save(best)` stores `training`;
+    when `stop()` turns true, the state is saved and Interrupted raised. A loss that is not finite
+    raises UserError, and nothing is saved after it.
+    """
+    now, algorithm = training.progress, training.algorithm
+    algorithm.train()
+    window = Window(device.torch_device)
+    while now.step < plan.steps and not (0 < plan.patience <= now.vals_since_best):
+        batch = sampler(split, training.generator)
+        with device.autocast():
+            loss, metrics = algorithm.loss(batch)
+        training.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if plan.clip_norm:
+            nn.utils.clip_grad_norm_(algorithm.parameters(), plan.clip_norm)
+        training.optimizer.step()
+        rate = float(training.schedule.get_last_lr()[0])
+        training.schedule.step()
+        now.step += 1
+        window.add(loss, metrics, episodes=sampler.tasks)
+
+        last = now.step == plan.steps
+        validating = last or now.step % plan.val_every == 0
+        stopping = stop()
+        if validating or stopping or now.step % plan.log_every == 0:
+            yield {**window.close(now), "train/lr": rate}
+        if validating:
+            accuracy, ci95 = validate()
+            best = accuracy > now.best_accuracy
+            if best:
+                now.best_accuracy, now.best_ci95, now.best_step = accuracy, ci95, now.step
+                now.vals_since_best = 0
+            else:
+                now.vals_since_best += 1
+            yield {
+                "step": now.step,
+                "episodes": now.episodes,
+                "val/accuracy": accuracy,
+                "val/ci95": ci95,
+                "val/best": now.best_accuracy,
+            }
+            save(best)  # after its record: what a killed run logged past its checkpoint is redone
+            window.restart()
+        if stopping:
+            save(False)
+            raise Interrupted(f"stopped at step {now.step} of {plan.steps}")
+
+
+class Window:
+    """The steps since the last line of the log. Nothing is read off the device until it closes."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new window now."""
+        self.steps: list[dict[str, Tensor]] = []
+        self.episodes = 0
+        self.started = time.perf_counter()
+
+    def add(self, loss: Tensor, metrics: dict[str, Tensor], episodes: int) -> None:
+        """Take in one step."""
+        self.steps.append({"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}})
+        self.episodes += episodes
+
+    def close(self, now: Progress) -> Record:
+        """Means over the window's steps, `now` brought up to date, and a new window begun.
+
+        Raises UserError naming the first step whose loss is not finite.
+        """
+        columns = {
+            name: torch.stack([step[name] for step in self.steps]).double().cpu()
+            for name in self.steps[0]
+        }
+        bad = (~columns["loss"].isfinite()).nonzero()
+        if len(bad):
+            step = now.step - len(self.steps) + 1 + int(bad[0])
+            raise UserError(
+                f"the loss is {columns['loss'][bad[0]].item()} at step {step}: try a smaller "
+                "optim.lr, train.clip_norm=10 or device.precision=fp32; the checkpoints of "
+                "earlier steps are kept"
+            )
+        seconds = time.perf_counter() - self.started
+        now.seconds += seconds
+        now.episodes += self.episodes
+        record = {
+            "step": now.step,
+            "episodes": now.episodes,
+            **{f"train/{name}": values.mean().item() for name, values in columns.items()},
+            "train/episodes_per_second": self.episodes / seconds,
+        }
+        self.restart()
+        return record

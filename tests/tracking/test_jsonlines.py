@@ -1,0 +1,84 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+from metarun.tracking.jsonlines import JsonLines, read
+
+
+def test_a_record_is_in_the_file_before_close(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = JsonLines(path)
+    lines.log({"step": 1, "train/loss": 0.1})
+    assert read(path) == [{"step": 1, "train/loss": 0.1}]
+    lines.log({"step": 2, "train/loss": 1 / 3})
+    assert read(path)[1]["train/loss"] == 1 / 3  # not rounded
+    lines.finish({})
+    lines.close()
+    lines.close()
+
+
+def test_not_a_number_is_null_and_every_line_is_strict_json(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = JsonLines(path)
+    lines.log({"step": 1, "a": math.nan, "b": math.inf, "c": -math.inf, "d": 2.0})
+
+    def refuse(constant: str):
+        raise AssertionError(f"{constant} is not JSON")
+
+    record = json.loads(path.read_text(), parse_constant=refuse)
+    assert record == {"step": 1, "a": None, "b": None, "c": None, "d": 2.0}
+    lines.close()
+
+
+def test_resuming_drops_what_is_done_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = JsonLines(path)
+    for step in (100, 200, 300):
+        first.log({"step": step, "train/loss": 1.0})
+        first.log({"step": step, "val/accuracy": 0.5})
+    first.log({"step": 200, "test/accuracy": 0.5})
+    first.close()
+    with path.open("a") as file:
+        file.write('{"step": 350, "train/lo')
+
+    second = JsonLines(path, resume_step=200)
+    second.log({"step": 250, "train/loss": 0.5})
+    second.close()
+    assert [record["step"] for record in read(path)] == [100, 100, 200, 200, 250]
+    assert not any("test/accuracy" in record for record in read(path))
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_without_a_step_to_resume_from_nothing_whole_is_lost(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2')
+    lines = JsonLines(path)
+    lines.log({"step": 3})
+    lines.close()
+    assert [record["step"] for record in read(path)] == [1, 3]
+
+
+def test_read_of_no_file_and_of_a_torn_one(tmp_path):
+    assert read(tmp_path / "none.jsonl") == []
+    torn = tmp_path / "torn.jsonl"
+    torn.write_text('{"step": 1}\n{"st')
+    assert read(torn) == [{"step": 1}]
+    torn.write_text('{"st')
+    assert read(torn) == []
+
+
+def test_a_killed_process_leaves_every_record_that_it_logged(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    program = (
+        "import os, signal; from pathlib import Path\n"
+        "from metarun.tracking.jsonlines import JsonLines\n"
+        f"lines = JsonLines(Path({str(path)!r}))\n"
+        "for step in range(50): lines.log({'step': step})\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": "."})
+    assert ended.returncode == -signal.SIGKILL
+    assert [record["step"] for record in read(path)] == list(range(50))
