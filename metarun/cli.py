@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -53,6 +53,10 @@ def job(config: DictConfig) -> float:
         place = f"hydra.run.dir={folder}" if sweep else f"name={config.name}"
         command = shlex.join(["metarun", *again, place, "resume=auto"])
         raise Interrupted(f"{stopped}; go on with: {command}") from None
+    except UserError as error:
+        if sweep:  # the other jobs go on
+            raise
+        leave(str(error))
     return results["test"]["accuracy"]
 
 
@@ -71,6 +75,8 @@ def main() -> None:
         leave(str(error))
     except MissingConfigException as error:
         leave(missing_choice(error))
+    except OverrideParseException as error:
+        leave(f"{error.override}: cannot be read: write key=value ({one_line(error)})")
     except (HydraException, OmegaConfBaseException) as error:
         leave(one_line(error))
     except Interrupted as stopped:
@@ -110,6 +116,8 @@ def check_job(overrides: list[str], config_dir: str | None) -> None:
         [f"{group}={choice}" for group, choice in choices.items() if is_ours(group)] + added,
     )
     refuse_foreign_code(OmegaConf.to_container(composed.hydra))
+    HydraConfig.instance().set_config(composed)
+    refuse_unwritable(Path(composed.hydra.run.dir))
     with open_dict(composed):
         del composed["hydra"]
     typed = [override for override in overrides if override.startswith("plugins.allow=")]
@@ -145,6 +153,13 @@ def spelled_values(override: Override) -> list[str]:
     return [f"{key}={choice}" for choice in override.sweep_string_iterator()]
 
 
+def refuse_unwritable(folder: Path) -> None:
+    """Raise UserError if the run folder could not be made."""
+    existing = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"cannot write in {existing}: give another folder, hydra.run.dir=DIR")
+
+
 def refuse_foreign_code(own: Any) -> None:
     """Raise UserError if Hydra's own settings name a class that is not Hydra's or logging's."""
     for key, target in schema.targets(own):
@@ -159,8 +174,12 @@ def refuse_foreign_code(own: Any) -> None:
 def missing_choice(error: MissingConfigException) -> str:
     """One line for a group's choice that does not exist."""
     missing = error.missing_cfg_file or str(error)
-    group, _, choice = missing.rpartition("/")
-    options = [str(option) for option in error.options or []]
+    group, _, choice = missing.partition("/")
+    committed = sorted((conf_folder() / group).rglob("*.yaml"))
+    names = [
+        path.relative_to(conf_folder() / group).with_suffix("").as_posix() for path in committed
+    ]
+    options = list(dict.fromkeys([*names, *map(str, error.options or [])]))
     return (
         f"{group}={choice}: there is no such choice{schema.nearest(choice, options)}"
         f"; {group} can be {', '.join(options)}"

@@ -7,6 +7,7 @@ has the type of its default there (null stands for text, or for anything in a us
 import difflib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from metarun.errors import UserError
@@ -65,6 +66,9 @@ def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -
             raise UserError(f"{key}: there is no such key{nearest(key, committed)}")
         if not fits(value, committed[key]):
             raise UserError(f"{key}={shown(value)}: {wanted(committed[key])} is needed")
+    for key in committed:
+        if key not in values and not any(value.startswith(f"{key}.") for value in values):
+            raise UserError(f"{key}: it cannot be left out")
     for key, choices in CHOICES.items():
         if key in values and values[key] not in choices:
             raise UserError(
@@ -80,6 +84,12 @@ def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -
         raise UserError(f"device.name={name}: choose auto, cpu, cuda or cuda:NUMBER")
     if config["mode"] == "test" and not config["checkpoint"]:
         raise UserError("mode=test: say which model, checkpoint=RUN_FOLDER/checkpoints/best.pt")
+    if config["checkpoint"] and not Path(config["checkpoint"]).is_file():
+        raise UserError(f"checkpoint={config['checkpoint']}: there is no such file")
+    if "/" in config["name"]:
+        raise UserError(
+            f"name={config['name']}: a name has no /; hydra.run.dir=DIR sets the folder"
+        )
     if config["mode"] == "train" and config["checkpoint"]:
         raise UserError("checkpoint= goes with mode=test; to go on training, name=NAME resume=auto")
     for key, target in targets(config):
@@ -154,10 +164,12 @@ def wanted(default: Any) -> str:
 def nearest(word: str, words: Any) -> str:
     """ ", did you mean …?" with the most similar of `words`, or nothing."""
     words = list(words)
-    found = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    _, dot, last = word.rpartition(".")
+    found = difflib.get_close_matches(word, words, n=1, cutoff=0.75)
     if not found:  # the right last part in the wrong group
-        last = word.rsplit(".", 1)[-1]
-        found = [other for other in words if other.rsplit(".", 1)[-1] == last][:1]
+        found = [other for other in words if other.rpartition(".")[2] == last][:1]
+    if not found:
+        found = difflib.get_close_matches(word, [w for w in words if ("." in w) == bool(dot)], n=1)
     return f", did you mean {found[0]}?" if found else ""
 
 

@@ -232,7 +232,7 @@ def draw_first(parts: Parts, episodes: FixedEpisodes, path: Path) -> None:
     algorithm.eval()
     with torch.inference_mode(), parts.device.autocast():
         scores = algorithm.predict(batch)[0].float().cpu()
-    first_examples = episodes.support[0, :, 0]
+    first_examples = episodes.support[0, :, 0].contiguous()
     classes = torch.searchsorted(split.first_row, first_examples, right=True) - 1
     support_x, support_y, query_x, query_y = (tensor[0].cpu() for tensor in batch[:4])
     names = [split.classes[c] for c in classes]

@@ -19,6 +19,7 @@ from PIL import Image, ImageFont, ImageOps, features
 from torch import Tensor
 
 from metarun.data.split import Split, stack_classes
+from metarun.data.statistics import channel_statistics
 from metarun.data.store import DataSet, prepare
 from metarun.errors import UserError
 from metarun.tracking.progress import track
@@ -96,8 +97,7 @@ def build(fonts: dict[str, Path]) -> dict[str, Split]:
         letter: examples(list(letters[letter].values()), generator)
         for letter in track(to_draw, "Drawing letters", len(to_draw))
     }
-    ink = torch.cat([drawn[letter] for letter in chosen["train"]]) / 255
-    mean, std = (ink.mean().item(),), (ink.std().item(),)
+    mean, std = channel_statistics(drawn[letter] for letter in chosen["train"])
     return {
         split: stack_classes(
             {class_name(letter): drawn[letter] for letter in members},

@@ -26,7 +26,8 @@ SPLITS = ("train", "val", "test")
 
 def data_folder() -> Path:
     """Where data is looked for and kept by default: $METARUN_DATA, else the user's cache folder."""
-    return Path(os.environ.get("METARUN_DATA") or platformdirs.user_cache_dir("metarun"))
+    folder = Path(os.environ.get("METARUN_DATA") or platformdirs.user_cache_dir("metarun"))
+    return folder.expanduser()
 
 
 class DataSet:
@@ -63,16 +64,21 @@ def prepare(name: str, key: str, build: Callable[[], dict[str, Split]]) -> DataS
     """
     folder = data_folder() / "prepared" / f"{name}-{sha256(FORMAT.encode(), key.encode())[:16]}"
     files = {split: folder / f"{split}.safetensors" for split in SPLITS}
+    lock = FileLock(folder / "lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):
-            if not all(is_sound(path) for path in files.values()):
-                for split, content in build().items():
-                    write(files[split], content)
-    except PermissionError as error:
+        lock.acquire()
+    except OSError as error:
         raise UserError(
-            f"cannot write to {error.filename}: set METARUN_DATA to a folder that can be written"
+            f"cannot write to {folder} ({error.strerror}): "
+            "set METARUN_DATA to a folder that can be written"
         ) from None
+    try:
+        if not all(is_sound(path) for path in files.values()):
+            for split, content in build().items():
+                write(files[split], content)
+    finally:
+        lock.release()
     return DataSet(name, files)
 
 

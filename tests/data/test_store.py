@@ -1,0 +1,163 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from metarun.data import store
+from metarun.data.split import stack_classes
+from metarun.errors import UserError
+
+
+def some_splits():
+    """A class of three 4 x 4 images in each split."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        split: stack_classes(
+            {f"{split}/c": torch.randint(256, (3, 1, 4, 4), generator=generator).to(torch.uint8)},
+            {f"{split}/c": split},
+            mean=(0.25,),
+            std=(0.5,),
+        )
+        for split in store.SPLITS
+    }
+
+
+class Builder:
+    """Builds `some_splits` and counts how often."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        return some_splits()
+
+
+def test_what_is_stored_comes_back():
+    data = store.prepare("made", "key", some_splits)
+    for name, wanted in some_splits().items():
+        got = data.open(name)
+        assert torch.equal(got.x, wanted.x)
+        assert torch.equal(got.first_row, wanted.first_row)
+        assert torch.equal(got.superclass, wanted.superclass)
+        assert (got.classes, got.superclasses) == (wanted.classes, wanted.superclasses)
+        assert (got.mean, got.std) == ((0.25,), (0.5,))
+        outline = data.outlines[name]
+        assert outline.classes == wanted.classes
+        assert outline.x.shape == (0, 1, 4, 4)
+
+
+def test_built_once_for_a_key_and_again_for_another():
+    build = Builder()
+    first = store.prepare("made", "key", build)
+    again = store.prepare("made", "key", build)
+    assert build.calls == 1
+    assert first.checksum == again.checksum
+    assert store.prepare("made", "other key", build).files != first.files
+    assert build.calls == 2
+
+
+@pytest.mark.parametrize("split", store.SPLITS)
+@pytest.mark.parametrize("harm", ["truncate", "flip", "empty", "remove"])
+def test_a_harmed_file_is_made_again(split, harm):
+    build = Builder()
+    data = store.prepare("made", "key", build)
+    path = data.files[split]
+    content = path.read_bytes()
+    if harm == "remove":
+        path.unlink()
+    else:
+        at = content.index(some_splits()[split].x.numpy().tobytes())
+        flipped = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+        path.write_bytes({"truncate": content[:-7], "flip": flipped, "empty": b""}[harm])
+    again = store.prepare("made", "key", build)
+    assert build.calls == 2
+    assert again.checksum == data.checksum
+    assert torch.equal(again.open(split).x, some_splits()[split].x)
+
+
+def test_the_checksum_is_of_the_content():
+    one = store.prepare("made", "key", some_splits)
+
+    def changed():
+        splits = some_splits()
+        splits["val"].x[0, 0, 0, 0] ^= 1
+        return splits
+
+    assert store.prepare("made", "other", changed).checksum != one.checksum
+    assert store.prepare("made", "third", some_splits).checksum == one.checksum
+
+
+def test_a_write_that_fails_leaves_nothing(monkeypatch, cache):
+    def fail(*_):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        store.prepare("made", "key", some_splits)
+    monkeypatch.undo()
+    left = [path.name for path in cache.rglob("*") if path.is_file()]
+    assert [name for name in left if name != "lock"] == []
+
+
+PROCESS = """
+import sys, time
+sys.path.insert(0, {here!r})
+from test_store import some_splits
+from metarun.data import store
+
+def build():
+    print("built", flush=True)
+    time.sleep(1)  # long enough for the other process to come by
+    return some_splits()
+
+print(store.prepare("made", "key", build).checksum)
+"""
+
+
+def test_two_processes_build_once(cache):
+    code = PROCESS.format(here=os.path.dirname(__file__))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=60)[0].split() for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert sorted(map(len, said)) == [1, 2], "one says that it built, both tell the checksum"
+    assert said[0][-1] == said[1][-1]
+
+
+def test_a_sealed_split_cannot_be_opened():
+    data = store.prepare("made", "key", some_splits)
+    with data.sealed("test"):
+        data.open("val")
+        with pytest.raises(AssertionError, match="sealed"):
+            data.open("test")
+    data.open("test")
+
+
+def test_a_class_in_two_splits_is_refused():
+    def shared():
+        splits = some_splits()
+        return {**splits, "test": splits["train"]}
+
+    with pytest.raises(UserError, match="'train/c' is in both train and test"):
+        store.prepare("made", "key", shared)
+
+
+def test_a_folder_that_cannot_be_made_is_told(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("METARUN_DATA", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="set METARUN_DATA"):
+        store.prepare("made", "key", some_splits)
+
+
+def test_a_home_folder_may_be_written_short(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("METARUN_DATA", "~/data")
+    assert store.data_folder() == tmp_path / "data"
