@@ -185,6 +185,7 @@ def train(parts: Parts, folder: Path, trackers: Trackers, stop: StopSignals) -> 
 def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
     """Accuracy on the fixed test episodes; leaves a file of each one's, and the pictures."""
     progress = parts.training.progress
+    trackers.console.message(f"testing on {parts.config.eval.episodes} episodes")
     episodes = episodes_of(parts, "test", parts.config.eval.episodes)
     values = score(parts, episodes)
     accuracy, ci95 = mean_and_ci95(values)
@@ -192,8 +193,10 @@ def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
     trackers.log({"step": progress.step, "episodes": progress.episodes, **record})
     columns = {"episode": list(range(len(values))), "accuracy": values.tolist()}
     runfolder.write_csv(folder / "episodes.csv", columns)
-    pictures.curves(jsonlines.read(folder / "metrics.jsonl"), folder / "curves.png")
-    draw_first(parts, episodes, folder / "episode.png")
+    curves, episode = folder / "curves.png", folder / "episode.png"
+    pictures.curves(jsonlines.read(folder / "metrics.jsonl"), curves)
+    draw_first(parts, episodes, episode)
+    trackers.pictures({path.stem: path for path in (curves, episode) if path.exists()})
     return {
         "accuracy": accuracy,
         "ci95": ci95,
@@ -265,6 +268,8 @@ def start_trackers(
         history=jsonlines.read(folder / "metrics.jsonl") if resumed else [],
         artifact=tracker["artifact"],
     )
+    if wandb.mode != "disabled":
+        console.message(f"W&B: {wandb.url or wandb.mode}")
     return Trackers(console, lines, wandb)
 
 

@@ -30,7 +30,11 @@ def download(url: str, path: Path, md5: str) -> None:
         with FileLock(path.with_name(path.name + ".lock")):
             if path.exists():  # another process was faster
                 return
+            continued = part.exists()
             receive(url, part)
+            if continued and file_md5(part) != md5:  # the earlier part was of something else
+                part.unlink()
+                receive(url, part)
             if file_md5(part) != md5:
                 part.unlink()
                 raise UserError(f"what {url} sent is not the published {path.name}: {by_hand}")
@@ -52,7 +56,7 @@ def receive(url: str, part: Path) -> None:
     try:
         response = urlopen(request, timeout=TIMEOUT)
     except HTTPError as error:
-        if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if not have or error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
         error.close()
         return  # nothing beyond what is there: the checksum will tell whether that is the file

@@ -59,8 +59,8 @@ def load(root: str | None) -> DataSet:
     digest = hashlib.sha256()
     for path in fonts.values():
         digest.update(path.read_bytes())
-    freetype = features.version("freetype2")
-    key = f"format {FORMAT}, Pillow {PIL.__version__}, FreeType {freetype}, {digest.hexdigest()}"
+    versions = (PIL.__version__, features.version("freetype2"), unicodedata.unidata_version)
+    key = f"format {FORMAT}, {versions}, {digest.hexdigest()}"
     return prepare("glyphs", key, lambda: build(fonts))
 
 

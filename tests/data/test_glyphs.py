@@ -70,7 +70,7 @@ def glyphs_of(data):
 
 
 def test_no_letter_stands_twice(data):
-    """Latin A, Greek Alpha and Cyrillic A are one class; so are o and O, and Armenian oh is an o."""
+    """Latin A, Greek Alpha and Cyrillic A are one class; so are o, O and Armenian oh."""
     names = {name for outline in data.outlines.values() for name in outline.classes}
     for copies in (
         {"Latin/capital_a", "Greek/capital_alpha", "Cyrillic/capital_a"},

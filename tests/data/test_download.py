@@ -1,0 +1,127 @@
+import hashlib
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from metarun.data.download import download
+from metarun.errors import UserError
+
+CONTENT = bytes(i * i % 251 for i in range(200_000))
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Server:
+    """A loopback server of CONTENT; it can break off early or know nothing of ranges."""
+
+    def __init__(self):
+        self.requested = []  # the Range header of each request
+        self.ranges = True
+        self.break_at = None  # send no byte from here on
+        self.missing = False
+        self.content = CONTENT
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked = self.headers.get("Range")
+                outer.requested.append(asked)
+                start = int(asked[len("bytes=") : -1]) if asked and outer.ranges else 0
+                if outer.missing or start >= len(outer.content):
+                    self.send_error(404 if outer.missing else 416)
+                    return
+                self.send_response(206 if start else 200)
+                self.send_header("Content-Length", str(len(outer.content) - start))
+                self.end_headers()
+                self.wfile.write(outer.content[start : outer.break_at])
+
+            def log_message(self, *_):
+                pass
+
+        self.http = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/set.zip"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def test_whole_file(server, tmp_path):
+    path = tmp_path / "new" / "set.zip"
+    download(server.url, path, MD5)
+    assert path.read_bytes() == CONTENT
+    assert not path.with_name("set.zip.part").exists()
+    download(server.url, path, MD5)
+    assert server.requested == [None], "what is there is not fetched again"
+
+
+def test_a_broken_download_is_continued(server, tmp_path):
+    path = tmp_path / "set.zip"
+    server.break_at = 150_000
+    with pytest.raises(UserError, match="goes on from there"):
+        download(server.url, path, MD5)
+    assert not path.exists()
+    server.break_at = None
+    download(server.url, path, MD5)
+    assert path.read_bytes() == CONTENT
+    assert server.requested == [None, "bytes=150000-"]
+
+
+def test_a_server_without_ranges(server, tmp_path):
+    path = tmp_path / "set.zip"
+    (tmp_path / "set.zip.part").write_bytes(CONTENT[:1000])
+    server.ranges = False
+    download(server.url, path, MD5)
+    assert path.read_bytes() == CONTENT
+
+
+def test_all_of_it_was_there_but_for_the_name(server, tmp_path):
+    (tmp_path / "set.zip.part").write_bytes(CONTENT)
+    download(server.url, tmp_path / "set.zip", MD5)
+    assert (tmp_path / "set.zip").read_bytes() == CONTENT
+
+
+def test_other_content_is_refused_and_not_kept(server, tmp_path):
+    server.content = CONTENT[::-1]
+    with pytest.raises(UserError, match="not the published"):
+        download(server.url, tmp_path / "set.zip", MD5)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+    server.content = CONTENT
+    download(server.url, tmp_path / "set.zip", MD5)
+
+
+def test_no_network_says_what_to_put_where(tmp_path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # not listening: connections are refused
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/set.zip"
+        with pytest.raises(UserError) as told:
+            download(url, tmp_path / "set.zip", MD5)
+    assert "cannot download set.zip" in str(told.value)
+    assert url in str(told.value)
+    assert str(tmp_path) in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_wrong_part_is_thrown_away(server, tmp_path):
+    (tmp_path / "set.zip.part").write_bytes(b"something else")
+    download(server.url, tmp_path / "set.zip", MD5)
+    assert (tmp_path / "set.zip").read_bytes() == CONTENT
+
+
+def test_a_missing_page_is_told(server, tmp_path):
+    server.missing = True
+    with pytest.raises(UserError, match=r"cannot download set\.zip \(Not Found\)"):
+        download(server.url, tmp_path / "set.zip", MD5)
+    assert not (tmp_path / "set.zip.part").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"set data\.root"):
+        download("http://127.0.0.1:9/set.zip", tmp_path / "file" / "set.zip", MD5)
