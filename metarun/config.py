@@ -175,6 +175,8 @@ def nearest(word: str, words: Any) -> str:
 
 def shown(value: Any) -> str:
     """The value as one would type it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(shown, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
-    return "null" if value is None else str(value).replace("'", "")
+    return "null" if value is None else str(value)

@@ -43,6 +43,7 @@ def choose(name: str, precision: str, deterministic: bool) -> Device:
                 f"device.name={name}, but there are {torch.cuda.device_count()} GPUs: "
                 f"cuda:0 to cuda:{torch.cuda.device_count() - 1}"
             )
+        device = torch.device("cuda", device.index or 0)  # tensors there call it by its number
     else:
         if precision == "tf32":
             raise UserError("device.precision=tf32 needs an NVIDIA GPU: use fp32 or bf16")

@@ -49,7 +49,8 @@ class BatchNorm(nn.Module):
 def batch_normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """x [N, C, ...] with mean `bias` and standard deviation `weight` in each channel.
 
-    Written out because torch's own, differentiated twice under vmap, is silently wrong.
+    Written out because torch's own is silently wrong when autograd differentiates through vmap of a
+    gradient, as in an inner loop over many tasks.
     """
     others = [d for d in range(x.ndim) if d != 1]
     shape = [-1 if d == 1 else 1 for d in range(x.ndim)]

@@ -42,6 +42,7 @@ class Split:
             free, _ = torch.cuda.mem_get_info(device)
             if x.nbytes < RESIDENT_SHARE * free:
                 x = x.to(device)
+                device = x.device
         return replace(self, x=x, device=device)
 
     def take(self, rows: Tensor) -> Tensor:

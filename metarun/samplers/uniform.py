@@ -68,7 +68,13 @@ def refuse_too_few(split: Split, *, way: int, shot: int, query: int) -> None:
         raise UserError(
             f"way={way}, but the split has only {len(size)} classes: lower way to {len(size)}"
         )
-    smallest = int(size.argmin())
+    refuse_small_classes(split, torch.ones(len(size), dtype=torch.bool), shot=shot, query=query)
+
+
+def refuse_small_classes(split: Split, taking_part: Tensor, *, shot: int, query: int) -> None:
+    """Raise UserError when a class of those `taking_part` [classes] has too few examples."""
+    size = split.first_row.diff()
+    smallest = int(torch.where(taking_part, size, size.max() + 1).argmin())
     if size[smallest] < shot + query:
         raise UserError(
             f"class {split.classes[smallest]!r} has {size[smallest]} examples, but shot={shot} and "

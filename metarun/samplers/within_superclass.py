@@ -8,7 +8,7 @@ from torch import Tensor
 from metarun.data.split import Split
 from metarun.episodes import Episodes, gather
 from metarun.errors import UserError
-from metarun.samplers.uniform import draw_examples, refuse_too_few
+from metarun.samplers.uniform import draw_examples, refuse_small_classes
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,12 @@ def refuse_too_small_superclasses(split: Split, *, way: int, shot: int, query: i
     """Raise UserError when no superclass has `way` classes, or a class too few examples."""
     if not len(split.superclass):
         raise UserError("the data has no superclasses: use sampler=uniform")
-    largest = int(split.superclass.bincount().max())
+    sizes = split.superclass.bincount()
+    largest = int(sizes.max())
     if way > largest:
         raise UserError(
             f"way={way}, but the largest superclass has only {largest} classes: "
             f"lower way to {largest}, or use sampler=uniform"
         )
-    refuse_too_few(split, way=way, shot=shot, query=query)
+    taking_part = sizes[split.superclass] >= way
+    refuse_small_classes(split, taking_part, shot=shot, query=query)

@@ -1,0 +1,96 @@
+"""A folder of made-up pictures, and the command line as a function."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metarun import cli
+
+CLASSES = {"train": 64, "val": 21, "test": 21}
+QUICK = (
+    "train.steps=4 train.val_every=2 train.log_every=1 eval.episodes=6 eval.val_episodes=4 "
+    "backbone.width=8 tracker=none device=cpu"
+).split()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """train/, val/ and test/ with class folders of 20 noisy 16×16 grey pictures of one pattern."""
+    root = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for split, classes in CLASSES.items():
+        for c in range(classes):
+            folder = root / split / f"{split}{c:02}"
+            folder.mkdir(parents=True)
+            pattern = random.integers(40, 216, (4, 4)).repeat(4, 0).repeat(4, 1)
+            for i in range(20):
+                noisy = pattern + random.integers(-40, 40, (16, 16))
+                Image.fromarray(noisy.astype(np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    """Where all the runs of the tests keep their prepared data."""
+    return tmp_path_factory.mktemp("cache")
+
+
+class CommandLine:
+    """`metarun` on the made-up pictures, in a folder of its own."""
+
+    def __init__(self, folder: Path, pictures: Path, capsys, monkeypatch):
+        self.folder, self.capsys, self.monkeypatch = folder, capsys, monkeypatch
+        self.data = [
+            *("data=image_folder", f"data.root={pictures}", "data.size=16", "data.grey=true"),
+            *("way=3", "query=5"),
+        ]
+
+    def run(self, *overrides: str) -> dict:
+        """The results of a short run, in outputs/`name` by its override name=."""
+        name = next(o.removeprefix("name=") for o in overrides if o.startswith("name="))
+        self.main(*self.data, *QUICK, *overrides, f"hydra.run.dir=outputs/{name}")
+        return self.results(name)
+
+    def main(self, *arguments: str) -> None:
+        """The command line as it is."""
+        self.monkeypatch.setattr(sys, "argv", ["metarun", *arguments])
+        cli.main()
+
+    def error(self, *arguments: str) -> str:
+        """What the command line says when it refuses, after checks of how it does so."""
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            self.main(*arguments)
+        printed = self.capsys.readouterr()
+        assert leaving.value.code == 2
+        assert printed.err.startswith("metarun: ")
+        assert printed.err.count("\n") == 1, printed.err
+        return printed.err.removeprefix("metarun: ").strip()
+
+    def process(self, *arguments: str, **options) -> subprocess.Popen:
+        """`python -m metarun` on its own, with its output kept."""
+        command = [sys.executable, "-m", "metarun", *arguments]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=self.folder, text=True, stdout=pipe, stderr=pipe, **options
+        )
+
+    def results(self, name: str) -> dict:
+        """The results.json of the run in outputs/`name`."""
+        return json.loads((self.folder / "outputs" / name / "results.json").read_text())
+
+
+@pytest.fixture
+def metarun(tmp_path, pictures, cache, capsys, monkeypatch) -> CommandLine:
+    """The command line, in an empty folder, with no W&B account and a cache of its own."""
+    for variable in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("METARUN_DATA", str(cache))
+    monkeypatch.chdir(tmp_path)
+    return CommandLine(tmp_path, pictures, capsys, monkeypatch)

@@ -1,0 +1,222 @@
+"""What a user types, and what the answer is when it cannot be."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from metarun import cli
+
+CONF = cli.conf_folder()
+EXPERIMENTS = sorted(
+    path.relative_to(CONF / "experiment").with_suffix("").as_posix()
+    for path in (CONF / "experiment").rglob("*.yaml")
+)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("wya=3", "wya: there is no such key, did you mean way?"),
+        ("train.stepz=3", "train.stepz: there is no such key, did you mean train.steps?"),
+        ("+stepz=3", "stepz: there is no such key"),
+        ("distance=cosine", "did you mean algo.distance?"),
+        ("way=five", "way=five: a whole number is needed"),
+        ("way=2.5", "way=2.5: a whole number is needed"),
+        ("way=true", "way=true: a whole number is needed"),
+        ("optim.lr=big", "optim.lr=big: a number is needed"),
+        ("algo.learn_temperature=1", "algo.learn_temperature=1: true or false is needed"),
+        ("way=1", "way=1: it must be at least 2"),
+        ("shot=0", "shot=0: it must be at least 1"),
+        ("eval.episodes=1", "eval.episodes=1: it must be at least 2"),
+        ("algo=protnet", "algo=protnet: there is no such choice, did you mean protonet?"),
+        ("data=omniglt", "did you mean omniglot?; data can be glyphs, image_folder, omniglot"),
+        ("experiment=snell2017/omniglot_5way", "snell2017/omniglot_5way_1shot"),
+        ("device.precision=fp16", "device.precision=fp16: choose one of fp32, tf32, bf16"),
+        ("device.name=tpu", "device.name=tpu: choose auto, cpu, cuda or cuda:NUMBER"),
+        ("tracker.mode=offlne", "did you mean offline?"),
+        ("mode=tset", "mode=tset: choose one of train, test, did you mean test?"),
+        ("mode=test", "mode=test: say which model, checkpoint="),
+        ("mode=test checkpoint=none.pt", "checkpoint=none.pt: there is no such file"),
+        ("checkpoint=some.pt", "checkpoint= goes with mode=test"),
+        ("name=a/b", "name=a/b: a name has no /"),
+        ("~train", "train.steps: it cannot be left out"),
+        ("train", "train: cannot be read: write key=value"),
+        ("way=[5", "way=[5: cannot be read"),
+        ("--config-dir nowhere", "--config-dir nowhere: there is no such folder"),
+        ("backbone._target_=os.system", "os.system: not allowed to run"),
+        ("backbone._target_=torch.hub.load", "torch.hub.load: not allowed to run"),
+        ("+hydra.callbacks.x._target_=shutil.rmtree", "shutil.rmtree: not allowed to run"),
+        ("-m seed=0,1,two", "seed=two: a whole number is needed"),
+        ("-m algo=protonet,protnet", "algo=protnet: there is no such choice"),
+    ],
+)
+def test_refused_at_once(metarun, typed, said):
+    """One line that says what is wrong, exit code 2, and nothing left behind."""
+    assert said in metarun.error(*typed.split())
+    assert list(metarun.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("algo.distance=manhattan", "algo.distance=manhattan: choose one of euclidean, cosine"),
+        ("algo.temperature=0", "algo.temperature=0: it must be above 0"),
+        ("backbone.batch_norm=none", "backbone.batch_norm=none: choose one of running, batch"),
+        ("data.size=8", "backbone=conv4 takes images of at least 16×16"),
+        ("way=65", "train split: way=65, but the split has only 64 classes: lower way to 64"),
+        ("eval.way=22", "val split: way=22, but the split has only 21 classes"),
+        ("shot=16", "has 20 examples, but shot=16 and query=5 need 21: lower one of them"),
+        ("sampler=within_superclass", "the data has no superclasses: use sampler=uniform"),
+        ("data.root=nowhere", "nowhere"),
+        ("data.root=null", "data.root"),
+        ("device.precision=tf32 device=cpu", "device.precision=tf32 needs an NVIDIA GPU"),
+        ("optim.betas=[0.9]", "optim: "),
+        ("backbone._target_=metarun.cli.os.system", "which is not allowed to run"),
+        ("backbone._target_=metarun.backbones.conv5.Conv5", "it cannot be imported"),
+    ],
+)
+def test_refused_before_training(metarun, typed, said):
+    """What only the parts themselves can tell is one line too, and leaves no run folder."""
+    text = metarun.error(*metarun.data, *typed.split(), "hydra.run.dir=outputs/run")
+    assert said in text
+    assert not (metarun.folder / "outputs/run").exists()
+
+
+def test_no_gpu(metarun):
+    """device=cuda without a GPU is the user's error."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert metarun.error("device=cuda").startswith("device=cuda, but torch sees no NVIDIA GPU")
+
+
+def test_answers_without_torch():
+    """Help, the config and an error come before torch and wandb are loaded."""
+    for arguments in (["--help"], ["--cfg", "job"], ["wya=3"]):
+        program = (
+            f"import sys; sys.argv = ['metarun', *{arguments}]\n"
+            "from metarun.cli import main\n"
+            "try: main()\n"
+            "except SystemExit: pass\n"
+            "sys.exit(len({'torch', 'wandb', 'matplotlib'} & set(sys.modules)))"
+        )
+        assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
+def test_config_shown(metarun, capsys):
+    """--cfg job shows values as they will be, and runs nothing."""
+    metarun.main("--cfg", "job", "--resolve", "way=20", "sampler.way=60")
+    shown = capsys.readouterr().out
+    assert "way: 60" in shown
+    assert shown.count("way: 20") == 2  # the task's and the test's
+    assert list(metarun.folder.iterdir()) == []
+
+
+def test_algorithm_chooses_its_sampler(metarun, capsys):
+    """An algorithm's YAML names sampler and schedule; the command line has the last word."""
+    conf = metarun.folder / "conf"
+    (conf / "algo").mkdir(parents=True)
+    (conf / "algo" / "mine.yaml").write_text(
+        "# @package _global_\n# Mine\ndefaults: [override /sampler: within_superclass]\n"
+        "algo: {_target_: metarun.algos.protonet.ProtoNet, distance: cosine}\n"
+    )
+    mine = ["--config-dir", str(conf), "algo=mine", "--cfg", "job"]
+    metarun.main(*mine)
+    assert "WithinSuperclass" in capsys.readouterr().out
+    metarun.main(*mine, "sampler=uniform")
+    assert "uniform.Uniform" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment_runs(metarun, experiment):
+    """Every committed experiment composes, and runs for two steps on other data."""
+    data = [o for o in metarun.data if o.startswith("data")]
+    name = experiment.replace("/", "-")
+    short = "train.steps=2 train.val_every=2 eval.episodes=2 eval.val_episodes=2".split()
+    metarun.main(
+        *(f"experiment={experiment}", *data, *short, "backbone.width=4", "tracker=none"),
+        *("device=cpu", f"hydra.run.dir=outputs/{name}"),
+    )
+    results = metarun.results(name)
+    assert results["status"] == "finished"
+    assert results["train"]["steps"] == 2
+
+
+def own_algorithm(folder: Path) -> Path:
+    """A package `mine` with an algorithm, and a config folder that names it."""
+    (folder / "mine.py").write_text(
+        "from metarun.algos.protonet import ProtoNet\nclass Mine(ProtoNet):\n    pass\n"
+    )
+    conf = folder / "conf"
+    (conf / "algo").mkdir(parents=True)
+    (conf / "algo" / "mine.yaml").write_text("# Mine\n_target_: mine.Mine\ndistance: cosine\n")
+    return conf
+
+
+def test_own_class(metarun, monkeypatch):
+    """A user's own class runs once the command line, and not a file, says that it may."""
+    conf = own_algorithm(metarun.folder)
+    monkeypatch.syspath_prepend(metarun.folder)
+    mine = ["--config-dir", str(conf), "algo=mine"]
+    assert "add plugins.allow=[mine]" in metarun.error(*mine)
+    assert metarun.run(*mine, "plugins.allow=[mine]", "name=own")["names"]["algo"] == "mine"
+    (conf / "experiment").mkdir()
+    (conf / "experiment" / "sly.yaml").write_text(
+        "# @package _global_\ndefaults: [override /algo: mine]\nplugins: {allow: [mine]}\n"
+    )
+    refused = metarun.error("--config-dir", str(conf), "experiment=sly")
+    assert refused == "plugins.allow: it can be given on the command line only"
+
+
+def test_unknown_key_in_a_file(metarun):
+    """A misspelt key of an experiment file is refused like one of the command line."""
+    conf = metarun.folder / "conf"
+    (conf / "experiment").mkdir(parents=True)
+    (conf / "experiment" / "mine.yaml").write_text("# @package _global_\ntrain: {stepz: 3}\n")
+    said = metarun.error("--config-dir", str(conf), "experiment=mine")
+    assert said == "train.stepz: there is no such key, did you mean train.steps?"
+
+
+def test_sweep(metarun):
+    """Each job of a sweep has a folder and a W&B run of its own, in one group."""
+    metarun.main(
+        *("-m", *metarun.data, "seed=0,1", "hydra.sweep.dir=outputs", "hydra.sweep.subdir=${seed}"),
+        *("train.steps=2", "eval.episodes=4", "eval.val_episodes=4", "backbone.width=8"),
+        *("tracker.mode=offline", "device=cpu"),
+    )
+    first, second = (metarun.results(name) for name in ("0", "1"))
+    assert first["status"] == second["status"] == "finished"
+    assert first["wandb_id"] != second["wandb_id"]
+    assert first["names"]["sweep"] == second["names"]["sweep"] == "outputs"
+    assert first["test"]["episodes_sha256"] == second["test"]["episodes_sha256"]
+    for name, results in (("0", first), ("1", second)):
+        (run,) = (metarun.folder / "outputs" / name / "wandb").glob("offline-run-*")
+        assert run.name.endswith(results["wandb_id"])
+
+
+def test_wheel_has_the_configs(metarun, tmp_path):
+    """A wheel, unpacked elsewhere, composes what the checkout does."""
+    checkout = CONF.parent
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "-w", str(tmp_path / "dist"), str(checkout)], check=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    shown = []
+    for place in (tmp_path / "site", checkout):
+        program = (
+            f"import sys; sys.path.insert(0, {str(place)!r}); import metarun\n"
+            f"assert metarun.__file__.startswith({str(place)!r})\n"
+            "sys.argv = ['metarun', '--cfg', 'job', 'algo=protonet', 'way=7']\n"
+            "from metarun.cli import main; main()"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path
+        )
+        shown.append(done.stdout)
+    assert shown[0] == shown[1]
+    assert "way: 7" in shown[0]

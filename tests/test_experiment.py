@@ -1,0 +1,228 @@
+"""Whole runs: what they leave, that they can be repeated, killed and gone on with."""
+
+import csv
+import json
+import random
+import signal
+import statistics
+import time
+
+import pytest
+import torch
+
+from metarun.data.store import DataSet
+from tests.conftest import QUICK
+
+
+def weights(metarun, name: str, which: str = "last") -> dict:
+    """The weights in a checkpoint of the run."""
+    path = metarun.folder / "outputs" / name / "checkpoints" / f"{which}.pt"
+    return torch.load(path, weights_only=True)["algorithm"]
+
+
+def same(a: dict, b: dict) -> bool:
+    """Whether two sets of weights are equal, bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def records(metarun, name: str) -> list[dict]:
+    """The run's metrics, without the one that tells the time."""
+    lines = (metarun.folder / "outputs" / name / "metrics.jsonl").read_text().splitlines()
+    return [
+        {key: value for key, value in json.loads(line).items() if "per_second" not in key}
+        for line in lines
+    ]
+
+
+def test_what_a_run_leaves(metarun):
+    """The files of the run folder, and numbers in them that agree with each other."""
+    results = metarun.run("name=a", "tracker=wandb", "tracker.mode=offline")
+    folder = metarun.folder / "outputs/a"
+    for file in (
+        ".hydra/config.yaml .hydra/hydra.yaml .hydra/overrides.yaml checkpoints/best.pt "
+        "checkpoints/last.pt metrics.jsonl episodes.csv curves.png episode.png wandb"
+    ).split():
+        assert (folder / file).exists(), file
+    with open(folder / "episodes.csv") as file:
+        accuracies = [float(row["accuracy"]) for row in csv.DictReader(file)]
+    test = results["test"]
+    assert len(accuracies) == test["episodes"] == 6
+    assert test["accuracy"] == pytest.approx(statistics.mean(accuracies))
+    assert test["ci95"] == pytest.approx(1.959964 * statistics.stdev(accuracies) / 6**0.5)
+    assert (test["way"], test["shot"], test["query"], test["batch_norm"]) == (3, 1, 5, "running")
+    logged = records(metarun, "a")
+    vals = [line for line in logged if "val/accuracy" in line]
+    assert [line["step"] for line in vals] == [2, 4]
+    assert results["val"]["accuracy"] == max(line["val/accuracy"] for line in vals)
+    assert logged[-1]["test/accuracy"] == test["accuracy"]
+    assert results["train"]["steps"] == results["train"]["episodes"] == 4
+    assert results["train"]["episodes_per_second"] > 0
+    assert len(results["data"]["checksum"]) == 64
+    assert results["provenance"]["packages"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_seed_decides(metarun):
+    """The same seed gives the same weights and results; another gives others."""
+    metarun.run("name=a")
+    metarun.run("name=b")
+    metarun.run("name=c", "seed=1")
+    assert same(weights(metarun, "a"), weights(metarun, "b"))
+    assert records(metarun, "a") == records(metarun, "b")
+    assert not same(weights(metarun, "a"), weights(metarun, "c"))
+
+
+def test_test_episodes_are_everybodys(metarun):
+    """Neither seed, backbone, algorithm's options nor batching change the test episodes."""
+    first = metarun.run("name=a")["test"]["episodes_sha256"]
+    other = metarun.run("name=b", "seed=5", "algo.distance=cosine", "eval.tasks=1", "train.steps=2")
+    assert other["test"]["episodes_sha256"] == first
+    assert metarun.run("name=c", "eval.seed=1")["test"]["episodes_sha256"] != first
+
+
+def test_test_split_is_sealed_while_training(metarun, monkeypatch):
+    """The test split is opened once, after training, and could not have been before."""
+    opened, really_open = [], DataSet.open
+
+    def watched(data: DataSet, split: str):
+        if split == "val":
+            with pytest.raises(AssertionError, match="sealed"):
+                really_open(data, "test")
+        opened.append(split)
+        return really_open(data, split)
+
+    monkeypatch.setattr(DataSet, "open", watched)
+    metarun.run("name=a")
+    assert opened == ["val", "train", "test"]
+
+
+def test_mode_test_repeats_the_test(metarun):
+    """mode=test on a run's best checkpoint gives that run's test, on each episode."""
+    metarun.run("name=a", "train.steps=6")
+    best = "checkpoint=outputs/a/checkpoints/best.pt"
+    again = metarun.run("name=b", "mode=test", best)
+    assert again["test"] == metarun.results("a")["test"]
+    episodes = [(metarun.folder / "outputs" / n / "episodes.csv").read_text() for n in "ab"]
+    assert episodes[0] == episodes[1]
+    assert again["train"]["steps"] == metarun.results("a")["val"]["step"]
+    other = metarun.run("name=c", "mode=test", best, "eval.way=5", "eval.shot=2")
+    assert (other["test"]["way"], other["test"]["shot"]) == (5, 2)
+
+
+def test_checkpoint_of_another_model(metarun):
+    """A checkpoint that does not fit is refused with what to say instead."""
+    metarun.run("name=a")
+    test = [*metarun.data, *QUICK, "mode=test", "checkpoint=outputs/a/checkpoints/best.pt"]
+    assert metarun.error(*test, "backbone.width=16") == (
+        "the checkpoint was trained with backbone.width=8: say the same"
+    )
+    assert "do not fit" in metarun.error(*test, "data.grey=false")
+
+
+def test_nothing_is_overwritten(metarun):
+    """A name that is taken is refused; a finished run that is resumed is only shown."""
+    metarun.run("name=a")
+    folder = metarun.folder / "outputs/a"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
+    again = [*metarun.data, *QUICK, "name=a", "hydra.run.dir=outputs/a"]
+    assert "already holds a run (finished): choose another name=" in metarun.error(*again)
+    metarun.main(*again, "resume=auto")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "started with seed=0" in metarun.error(*again, "resume=auto", "seed=1", "train.steps=8")
+    (metarun.folder / "outputs/b").mkdir()
+    (metarun.folder / "outputs/b/thesis.tex").write_text("precious")
+    again[-1] = "hydra.run.dir=outputs/b"
+    assert "outputs/b holds other files" in metarun.error(*again)
+
+
+def test_trained_longer(metarun):
+    """A finished run goes on when more steps are asked for, as if it had been asked at once."""
+    metarun.run("name=a", "train.steps=8")
+    metarun.run("name=b", "train.steps=4")
+    metarun.run("name=b", "train.steps=8", "resume=auto")
+    assert same(weights(metarun, "a"), weights(metarun, "b"))
+    assert metarun.results("a")["test"] == metarun.results("b")["test"]
+    assert records(metarun, "a") == records(metarun, "b")
+
+
+def test_steps_0_only_tests(metarun):
+    """train.steps=0 tests the weights as they were drawn."""
+    results = metarun.run("name=a", "train.steps=0", "schedule=cosine")
+    assert results["status"] == "finished"
+    assert results["train"]["steps"] == 0
+    assert results["val"] is None
+
+
+def test_loss_that_is_not_finite(metarun):
+    """The step is named, the status says failed, and the last good checkpoint is there."""
+    broken = [*metarun.data, *QUICK, "hydra.run.dir=outputs/a", "train.steps=50"]
+    said = metarun.error(*broken, "optim=sgd", "optim.lr=1e30", "train.val_every=1")
+    assert said.startswith("the loss is ")
+    step = int(said.split("at step ")[1].split(":")[0])
+    assert metarun.results("a")["status"] == "failed"
+    assert metarun.results("a")["error"] == said
+    for name in ("best", "last"):
+        path = metarun.folder / "outputs/a/checkpoints" / f"{name}.pt"
+        assert torch.load(path, weights_only=True)["progress"]["step"] < step
+
+
+def arguments(metarun, name: str) -> list[str]:
+    """A run of some seconds, as one would type it."""
+    return [
+        *metarun.data,
+        *QUICK,
+        *("train.steps=60", "train.val_every=4", "algo.distance=cosine", "train.log_every=2"),
+        *(f"name={name}", f"hydra.run.dir=outputs/{name}"),
+    ]
+
+
+def wait_for_checkpoint(metarun, name: str) -> None:
+    """Return once the run has saved its first checkpoint."""
+    deadline = time.monotonic() + 120
+    while not (metarun.folder / "outputs" / name / "checkpoints/last.pt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_killed_and_resumed(metarun):
+    """SIGKILL at a random moment, twice; gone on with, it ends like the run never killed."""
+    unbroken = metarun.process(*arguments(metarun, "unbroken"))
+    assert unbroken.wait() == 0
+    for delay in (random.uniform(0, 0.5), random.uniform(0, 1.5)):
+        process = metarun.process(*arguments(metarun, "killed"), "resume=auto")
+        wait_for_checkpoint(metarun, "killed")
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert metarun.process(*arguments(metarun, "killed"), "resume=auto").wait() == 0
+    assert same(weights(metarun, "unbroken"), weights(metarun, "killed"))
+    assert same(weights(metarun, "unbroken", "best"), weights(metarun, "killed", "best"))
+    assert metarun.results("unbroken")["test"] == metarun.results("killed")["test"]
+    assert records(metarun, "unbroken") == records(metarun, "killed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop(metarun, number):
+    """The run saves, says how to go on with it, and going on so ends as if never stopped."""
+    process = metarun.process(*arguments(metarun, "a"), "train.steps=100000")
+    wait_for_checkpoint(metarun, "a")
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("metarun: stopped at step ")
+    assert "resume=auto" in last
+    assert metarun.results("a")["status"] == "interrupted"
+    step = int(last.split("step ")[1].split(" ")[0])
+    checkpoint = metarun.folder / "outputs/a/checkpoints/last.pt"
+    assert torch.load(checkpoint, weights_only=True)["progress"]["step"] == step
+
+
+def test_two_runs_at_once_in_one_folder(metarun):
+    """The second is refused while the first runs."""
+    process = metarun.process(*arguments(metarun, "a"), "train.steps=100000")
+    wait_for_checkpoint(metarun, "a")
+    said = metarun.error(*arguments(metarun, "a"), "resume=auto")
+    process.kill()
+    process.wait()
+    assert "is in use by another process" in said

@@ -1,0 +1,96 @@
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import metarun
+from metarun.config import flat
+from metarun.help import described, help_text
+
+CHECKOUT = Path(metarun.__file__).parents[1] / "conf"
+CONF = CHECKOUT if CHECKOUT.is_dir() else Path(metarun.__file__).parent / "conf"
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+CHOICES = [
+    (group, path.relative_to(CONF / group).with_suffix("").as_posix())
+    for group in GROUPS
+    for path in sorted((CONF / group).rglob("*.yaml"))
+]
+PLAIN = [CONF / "config.yaml"] + [
+    CONF / group / f"{choice}.yaml" for group, choice in CHOICES if group != "experiment"
+]
+
+
+def keys_of(path):
+    """The keys that the file gives a value, by their full names, but for Hydra's own."""
+    content = OmegaConf.to_container(OmegaConf.load(path))
+    kept = {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
+    everywhere = path.parent == CONF or "@package _global_" in path.read_text()
+    prefix = "" if everywhere else f"{path.relative_to(CONF).parts[0]}."
+    return [f"{prefix}{key}" for key in flat(kept) if not key.rpartition(".")[2].startswith("_")]
+
+
+def lines_of(text, key):
+    return [line for line in text.splitlines() if line.startswith(f"  {key}=")]
+
+
+def test_there_is_something_to_describe():
+    assert {"algo", "backbone", "data", "sampler", "optim"} <= set(GROUPS)
+    assert "train.steps" in keys_of(CONF / "config.yaml")
+    assert "optim.lr" in keys_of(CONF / "optim" / "adam.yaml")
+
+
+def test_every_key_of_the_config_is_described():
+    text = help_text(CONF, {})
+    for key in keys_of(CONF / "config.yaml"):
+        (line,) = lines_of(text.split("Groups (", 1)[0], key)
+        assert re.fullmatch(rf"  {re.escape(key)}=\S.*?  +\S.*", line), line
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_of_every_group_is_named(group, choice):
+    section = help_text(CONF, {}).split(f"\n{group}=\n", 1)[1].split("\n\n", 1)[0]
+    (line,) = [line for line in section.splitlines() if line.split()[0] == choice]
+    assert len(line.replace(" (default)", "").split()) >= 2, "no title"
+
+
+def test_the_default_choices_are_marked():
+    """One of each group that has a default."""
+    defaults = OmegaConf.load(CONF / "config.yaml").defaults
+    text = help_text(CONF, {})
+    for entry in defaults:
+        if entry == "_self_" or " " in next(iter(entry)):
+            continue
+        ((group, choice),) = entry.items()
+        section = text.split(f"\n{group}=\n", 1)[1].split("\n\n", 1)[0]
+        marked = [line.split()[0] for line in section.splitlines() if "(default)" in line]
+        assert marked == ([str(choice)] if choice else [])
+
+
+@pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] != "experiment"])
+def test_every_key_of_a_choice_is_described_when_chosen(group, choice):
+    text = help_text(CONF, {group: choice}).split(f"\n{group}=\n", 1)[1].split("\n\n", 1)[0]
+    for key in keys_of(CONF / group / f"{choice}.yaml"):
+        assert len(lines_of(text, key)) == 1, key
+
+
+@pytest.mark.parametrize("path", PLAIN, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_key_has_a_comment(path):
+    text = path.read_text().split("\nhydra:", 1)[0]
+    lines = [re.fullmatch(r" *(\w+): *([^#\s][^#]*?)? *(?:# *(.*))?", t) for t in text.splitlines()]
+    commented = {line[1]: line[3] for line in lines if line and line[2]}
+    for key in keys_of(path):
+        assert commented[key.rpartition(".")[2]], f"{path.name}: {key} has no comment"
+
+
+def test_comments_that_go_on_are_joined():
+    lines = [
+        "a:",
+        "  b: 1  # one",
+        "       # two",
+        "  _target_: x",
+        "  c: null",
+        "d: [1, 2]  # three",
+    ]
+    shown = [" ".join(line.split()) for line in described(lines, prefix="g.")]
+    assert shown == ["g.a.b=1 one two", "g.a.c=null", "g.d=[1, 2] three"]

@@ -1,0 +1,126 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metarun import runfolder
+from metarun.errors import UserError
+from metarun.runfolder import claimed, earlier
+
+HOLDER = """\
+import sys
+from pathlib import Path
+from metarun.runfolder import claimed
+with claimed(Path(sys.argv[1])):
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_another_process_is_refused_until_the_first_has_ended(tmp_path):
+    """Also when it was killed."""
+    folder = tmp_path / "run"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout.readline() == b"claimed\n"
+        with pytest.raises(UserError, match=r"run is in use by another process"), claimed(folder):
+            pass
+        assert folder.exists()
+    finally:
+        holder.kill()
+        holder.communicate()
+    with claimed(folder):
+        pass
+
+
+def test_claimed_twice_by_this_process(tmp_path):
+    with claimed(tmp_path / "run"):
+        with pytest.raises(UserError, match="in use"), claimed(tmp_path / "run"):
+            pass
+        with claimed(tmp_path / "other"):
+            pass
+
+
+def test_a_folder_that_stays_empty_is_removed(tmp_path):
+    folder = tmp_path / "deep" / "run"
+    with claimed(folder):
+        assert folder.is_dir()
+    assert not folder.exists()
+    with pytest.raises(UserError, match="nothing"), claimed(folder):
+        raise UserError("nothing came of it")
+    assert not folder.exists()
+
+
+def test_a_folder_with_something_in_it_stays(tmp_path):
+    folder = tmp_path / "run"
+    with claimed(folder):
+        (folder / "metrics.jsonl").touch()
+    assert (folder / "metrics.jsonl").exists()
+    with claimed(folder):
+        pass
+    assert (folder / "metrics.jsonl").exists()
+
+
+def test_a_new_folder_has_no_earlier_run(tmp_path):
+    with claimed(tmp_path / "run"):
+        assert earlier(tmp_path / "run", "none") is None
+        assert earlier(tmp_path / "run", "auto") is None
+
+
+@pytest.mark.parametrize("resume", ["none", "auto"])
+def test_a_folder_of_other_files_is_refused(tmp_path, resume):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds other files: choose another name="):
+        earlier(tmp_path, resume)
+
+
+def test_an_earlier_run_is_gone_on_with_only_if_asked(tmp_path):
+    content = {"status": "interrupted", "train": {"steps": 3}}
+    runfolder.write_json(tmp_path / "results.json", content)
+    with pytest.raises(UserError, match=r"already holds a run \(interrupted\).* or resume=auto"):
+        earlier(tmp_path, "none")
+    assert earlier(tmp_path, "auto") == content
+
+
+@pytest.mark.parametrize(
+    ("status", "steps", "done"),
+    [("finished", 10, True), ("finished", 9, True), ("finished", 11, False), ("failed", 10, False)],
+)
+def test_whether_a_run_of_ten_steps_is_done(status, steps, done):
+    assert runfolder.is_done({"status": status, "train": {"steps": 10}}, steps) == done
+
+
+def test_json_comes_back(tmp_path):
+    content = {"a": [1, 2.5, None], "b": {"c": "é"}}
+    runfolder.write_json(tmp_path / "new" / "a.json", content)
+    assert json.loads((tmp_path / "new" / "a.json").read_text()) == content
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    runfolder.write_json(path, {"status": "running"})
+    write_text = Path.write_text
+
+    def half(path, text):
+        write_text(path, text[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(KeyboardInterrupt):
+        runfolder.write_json(path, {"status": "finished"})
+    monkeypatch.undo()
+    assert runfolder.results(tmp_path) == {"status": "running"}
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "episodes.csv"
+    runfolder.write_csv(path, {"episode": [0, 1], "accuracy": [0.5, 1.0]})
+    assert path.read_text().splitlines() == ["episode,accuracy", "0,0.5", "1,1.0"]
+    with pytest.raises(ValueError, match="zip"):
+        runfolder.write_csv(path, {"episode": [0, 1, 2], "accuracy": [0.5]})
+    assert path.read_text().splitlines() == ["episode,accuracy", "0,0.5", "1,1.0"]
