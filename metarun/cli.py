@@ -1,5 +1,6 @@
 """The command line: compose the config, check it, run it, and tell user errors in one line."""
 
+import argparse
 import os
 import re
 import shlex
@@ -63,8 +64,8 @@ def job(config: DictConfig) -> float:
 def main() -> None:
     """The console script."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out whole, to be told here
-    arguments = get_args_parser().parse_args()
     try:
+        arguments = parsed_arguments()
         if arguments.help:
             print(help_text(conf_folder(), choices_of(arguments.overrides)))
             return
@@ -81,6 +82,18 @@ def main() -> None:
         leave(one_line(error))
     except Interrupted as stopped:
         leave(str(stopped), code=130)
+
+
+def parsed_arguments() -> argparse.Namespace:
+    """The options and overrides of sys.argv, which is put in an order that Hydra can read too."""
+    arguments, later = get_args_parser().parse_known_args()
+    options = [word for word in later if word.startswith("-")]
+    if options:
+        raise UserError(f"{options[0]}: there is no such option: see metarun --help")
+    arguments.overrides += later  # argparse takes no more overrides once an option followed some
+    options = [word for word in sys.argv[1:] if word not in arguments.overrides]
+    sys.argv[1:] = [*options, *arguments.overrides]
+    return arguments
 
 
 def leave(text: str, code: int = 2) -> NoReturn:

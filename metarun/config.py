@@ -84,14 +84,14 @@ def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -
         raise UserError(f"device.name={name}: choose auto, cpu, cuda or cuda:NUMBER")
     if config["mode"] == "test" and not config["checkpoint"]:
         raise UserError("mode=test: say which model, checkpoint=RUN_FOLDER/checkpoints/best.pt")
-    if config["checkpoint"] and not Path(config["checkpoint"]).is_file():
-        raise UserError(f"checkpoint={config['checkpoint']}: there is no such file")
     if "/" in config["name"]:
         raise UserError(
             f"name={config['name']}: a name has no /; hydra.run.dir=DIR sets the folder"
         )
     if config["mode"] == "train" and config["checkpoint"]:
         raise UserError("checkpoint= goes with mode=test; to go on training, name=NAME resume=auto")
+    if config["checkpoint"] and not Path(config["checkpoint"]).is_file():
+        raise UserError(f"checkpoint={config['checkpoint']}: there is no such file")
     for key, target in targets(config):
         if not is_allowed(target, allow):
             trust = f"plugins.allow=[{target.split('.')[0]}]"

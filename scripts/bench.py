@@ -17,6 +17,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -91,13 +92,12 @@ class Case:
         """Seconds that `steps` steps took, and those of them outside."""
         task = {key: self.settings[key] for key in ("way", "shot", "query")}
         clock = Clock(self.device.torch_device)
-        training = Training(
-            self.algorithm, self.optimizer, self.schedule, self.generator, Progress()
+        optimizer = SimpleNamespace(
+            step=clock.watch(self.optimizer.step), zero_grad=self.optimizer.zero_grad
         )
-        originals = self.algorithm.loss, torch.Tensor.backward, self.optimizer.step
-        self.algorithm.loss = clock.watch(originals[0])  # type: ignore[method-assign]
-        torch.Tensor.backward = clock.watch(originals[1])  # type: ignore[method-assign]
-        self.optimizer.step = clock.watch(originals[2])  # type: ignore[method-assign]
+        training = Training(self.algorithm, optimizer, self.schedule, self.generator, Progress())
+        loss, backward = ProtoNet.loss, torch.Tensor.backward
+        ProtoNet.loss, torch.Tensor.backward = clock.watch(loss), clock.watch(backward)
         try:
             start = clock.now()
             for _ in fit(
@@ -113,7 +113,7 @@ class Case:
                 pass
             spent = clock.now() - start
         finally:
-            self.algorithm.loss, torch.Tensor.backward, self.optimizer.step = originals  # type: ignore
+            ProtoNet.loss, torch.Tensor.backward = loss, backward
         self.last_steps = steps
         return spent, spent - clock.seconds
 

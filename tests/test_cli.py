@@ -45,6 +45,7 @@ EXPERIMENTS = sorted(
         ("~train", "train.steps: it cannot be left out"),
         ("train", "train: cannot be read: write key=value"),
         ("way=[5", "way=[5: cannot be read"),
+        ("--way 5", "--way: there is no such option"),
         ("--config-dir nowhere", "--config-dir nowhere: there is no such folder"),
         ("backbone._target_=os.system", "os.system: not allowed to run"),
         ("backbone._target_=torch.hub.load", "torch.hub.load: not allowed to run"),
