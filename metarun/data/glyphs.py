@@ -24,7 +24,7 @@ from metarun.data.store import DataSet, prepare
 from metarun.errors import UserError
 from metarun.tracking.progress import track
 
-FORMAT = "2"  # of the drawing below; a change to the images needs a new number
+FORMAT = "3"  # of the drawing below; a change to the images needs a new number
 # Text faces only. cmsy10 and cmex10 are left out: they keep other symbols at the letters' places.
 FACES = (
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
@@ -43,7 +43,7 @@ EXAMPLES = 20  # of a class, as in Omniglot
 SIZE = 28
 INK = 20  # longest side of an unjittered letter, in pixels
 FINE = 2  # images are drawn this many times larger, then reduced: smooth edges
-ALIKE = 0.94  # mean cosine of two letters' images in the same face; above it they are one letter
+ALIKE = 0.94  # cosine of two letters' images in the same face, above which they look alike
 TURN, GROWTH, SHEAR, SHIFT = math.radians(10), 0.15, 0.15, 2.0  # jitter: plus or minus this much
 
 
@@ -152,24 +152,31 @@ def class_name(letter: str) -> str:
 
 
 def distinct(letters: dict[str, dict[str, Image.Image]]) -> dict[str, dict[str, Image.Image]]:
-    """The letters less those that look like an earlier one, face for face, whatever their size.
+    """The letters less those that look like an earlier one, whatever their size.
 
     Latin, Greek and Cyrillic share many shapes, and some capitals differ from their small letter
     in size only. Were both kept, an episode could ask for a difference that is not there, and a
-    shape could be met in training and in the test.
+    shape could be met in training and in the test. So a capital and its small letter, or letters of
+    two scripts, are one letter if they are alike in any face; other letters of a script, which
+    its readers tell apart, only if they are alike in the faces' mean.
     """
     names = list(letters)
-    cosines = torch.zeros(len(names), len(names), dtype=torch.float64)  # summed over faces
-    faces = torch.zeros(len(names), len(names), dtype=torch.int64)  # that have both letters
+    zeros = torch.zeros(len(names), len(names), dtype=torch.float64)
+    most, total, faces = zeros.clone(), zeros.clone(), zeros.clone()
     for face in FACES:
         rows = [i for i, name in enumerate(names) if face in letters[name]]
         plain = np.stack([draw(letters[names[i]][face], np.eye(2), (0, 0)) for i in rows])
         x = torch.from_numpy(plain).flatten(1).double()
         x = x / x.norm(dim=1, keepdim=True)
         pairs = (torch.tensor(rows)[:, None], torch.tensor(rows))
-        cosines[pairs] += x @ x.T
+        cosines = x @ x.T
+        most[pairs] = torch.maximum(most[pairs], cosines)
+        total[pairs] += cosines
         faces[pairs] += 1
-    alike = cosines > ALIKE * faces.clamp(min=1)
+    scripts = np.array([script_of(name) for name in names])
+    lower = np.array([name.lower() for name in names])
+    kin = (scripts[:, None] == scripts) & (lower[:, None] != lower)
+    alike = torch.where(torch.from_numpy(kin), total > ALIKE * faces.clamp(min=1), most > ALIKE)
     # An earlier letter counts even if it was dropped itself: A ~ B ~ C keeps A alone.
     repeats = alike.triu(diagonal=1).any(dim=0).tolist()
     return {n: letters[n] for n, repeat in zip(names, repeats, strict=True) if not repeat}
