@@ -11,6 +11,8 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from metarun import checkpoint, report, runfolder
 from metarun.confidence import mean_and_ci95
@@ -20,7 +22,7 @@ from metarun.device import Device, choose
 from metarun.episodes import gather
 from metarun.errors import Interrupted, UserError
 from metarun.evaluate import FixedEpisodes, accuracies, fixed_episodes
-from metarun.interfaces import Sampler
+from metarun.interfaces import Algorithm, Sampler
 from metarun.provenance import provenance
 from metarun.samplers.uniform import Uniform
 from metarun.samplers.within_superclass import WithinSuperclass
@@ -101,11 +103,24 @@ def build_parts(config: DictConfig) -> Parts:
     backbone = build(config, "backbone", input_shape=data.outlines["train"].input_shape)
     algorithm = build(config, "algo", backbone=backbone).to(device.torch_device)
     torch.manual_seed(stream_seed(config.seed, "noise"))  # of dropout and the like
-    optimizer = build(config, "optim")([p for p in algorithm.parameters() if p.requires_grad])
-    schedule = build(config, "schedule")(optimizer)
+    optimizer, schedule = build_optimizer(config, algorithm)
     generator = stream(config.seed, "train")
     training = Training(algorithm, optimizer, schedule, generator, Progress())
     return Parts(config, device, data, sampler, training)
+
+
+def build_optimizer(config: DictConfig, algorithm: Algorithm) -> tuple[Optimizer, LRScheduler]:
+    """The optimiser of all that is learnt, and the schedule of its learning rate."""
+    learnt = [p for p in algorithm.parameters() if p.requires_grad]
+    new_optimizer, new_schedule = build(config, "optim"), build(config, "schedule")
+    try:
+        optimizer = new_optimizer(learnt)
+    except (TypeError, ValueError, IndexError) as error:
+        raise unsuited(config, "optim", error) from error
+    try:
+        return optimizer, new_schedule(optimizer)
+    except (TypeError, ValueError) as error:
+        raise unsuited(config, "schedule", error) from error
 
 
 def build(config: DictConfig, key: str, **arguments: Any) -> Any:
@@ -114,7 +129,8 @@ def build(config: DictConfig, key: str, **arguments: Any) -> Any:
         try:
             found = get_object(target)
         except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(f"{key}.{place}={target}: it cannot be imported: {error}") from None
+            reason = " ".join(str(error).split())
+            raise UserError(f"{key}.{place}={target}: it cannot be imported: {reason}") from None
         # Where it really comes from: metarun.cli.os.system is not ours.
         home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
         if not is_allowed(home, list(config.plugins.allow)):
@@ -124,9 +140,15 @@ def build(config: DictConfig, key: str, **arguments: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
-        if isinstance(error.__cause__, TypeError | ValueError):  # its arguments do not suit it
-            raise UserError(f"{key}: {error.__cause__}") from error
+        if isinstance(error.__cause__, TypeError | ValueError):
+            raise unsuited(config, key, error.__cause__) from error
         raise
+
+
+def unsuited(config: DictConfig, key: str, error: Exception) -> UserError:
+    """What to say when the class that `key` names does not take the values beside it."""
+    reason = " ".join(str(error).split())
+    return UserError(f"{key}: its values do not suit {config[key]._target_}: {reason}")
 
 
 def refuse_impossible_tasks(config: DictConfig, data: DataSet, sampler: Sampler) -> None:
