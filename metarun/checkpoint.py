@@ -16,7 +16,8 @@ FORMAT = 1
 
 # What may differ between an interrupted run and the one that goes on with it.
 INCIDENTAL = [
-    *("name", "resume", "checkpoint", "mode", "plugins", "tracker", "device", "data.root"),
+    *("name", "resume", "checkpoint", "mode", "plugins", "tracker", "data.root"),
+    *("device.name", "device.deterministic"),
     *("train.steps", "train.log_every", "train.patience"),
     *("eval.episodes", "eval.tasks"),
 ]
@@ -64,19 +65,31 @@ def state(training: Training, config: dict[str, Any], data_checksum: str) -> dic
     }
 
 
-def restore(
-    training: Training, content: dict[str, Any], config: dict[str, Any], data_checksum: str
-) -> None:
-    """Put `training` back where `content`, a saved state, left it.
-
-    Raises UserError when the run now asked for is another one.
-    """
+def refuse_another_run(content: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise UserError when the run asked for is not the one whose state `content` is."""
     changed = differences(config, content["config"], except_for=INCIDENTAL)
     if changed:
         raise UserError(
             f"resume=auto: this run was started with {' '.join(changed)}: say the same, "
             "or choose another name="
         )
+
+
+def refuse_another_model(content: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise UserError when `content` is of another algorithm or backbone than the config's."""
+    ours, theirs = (
+        {key: group[key] for key in ("algo", "backbone")} for group in (config, content["config"])
+    )
+    changed = differences(ours, theirs, except_for=[])
+    if changed:
+        raise UserError(f"the checkpoint was trained with {' '.join(changed)}: say the same")
+
+
+def restore(training: Training, content: dict[str, Any], data_checksum: str) -> None:
+    """Put `training` back where `content`, a saved state, left it.
+
+    Raises UserError when the data is not what it was.
+    """
     if content["data_checksum"] != data_checksum:
         raise UserError(
             "resume=auto: the data has changed since this run was started: choose another name="
@@ -91,19 +104,9 @@ def restore(
     training.progress = Progress(**content["progress"])
 
 
-def restore_weights(algorithm: Algorithm, content: dict[str, Any], config: dict[str, Any]) -> None:
-    """Give `algorithm` the weights of a saved state, for a test.
-
-    Raises UserError when they belong to another algorithm or backbone than the config's.
-    """
-    saved = content["config"]
-    changed = differences(
-        {key: config[key] for key in ("algo", "backbone")},
-        {key: saved[key] for key in ("algo", "backbone")},
-        except_for=[],
-    )
-    if changed:
-        raise UserError(f"the checkpoint was trained with {' '.join(changed)}: say the same")
+def restore_weights(algorithm: Algorithm, content: dict[str, Any]) -> None:
+    """Give `algorithm` the weights of a saved state, for a test. Raises UserError if they differ
+    in shape."""
     try:
         algorithm.load_state_dict(content["algorithm"])
     except RuntimeError as error:

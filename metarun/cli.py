@@ -10,18 +10,24 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun import config as schema
 from metarun.errors import Interrupted, UserError
 from metarun.help import help_text
+
+BUILT = ("data", "sampler", "backbone", "algo", "optim", "schedule")  # groups with a _target_
+MANY = 20  # values of a swept key that are tried before the sweep starts
+# Hydra's own settings that could run or load something, or change what a run does.
+FIXED = ["callbacks", "job.env_set", "job.env_copy", "job.chdir", "job_logging", "hydra_logging"]
 
 
 def conf_folder() -> Path:
@@ -39,7 +45,8 @@ def job(config: DictConfig) -> float:
     hydra_config = HydraConfig.get()
     choices = hydra_config.runtime.choices
     names = {group: str(choices[group]) for group in ("data", "algo", "backbone")}
-    sweep = Path(hydra_config.sweep.dir).name if hydra_config.mode == RunMode.MULTIRUN else ""
+    in_sweep = hydra_config.mode == RunMode.MULTIRUN
+    sweep = Path(hydra_config.sweep.dir).absolute().name if in_sweep else ""
     texts = {
         ".hydra/config.yaml": OmegaConf.to_yaml(config),
         ".hydra/hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_config})),
@@ -50,15 +57,27 @@ def job(config: DictConfig) -> float:
     try:
         results = experiment.run(config, folder, {**names, "sweep": sweep}, texts)
     except Interrupted as stopped:
-        again = [o for o in hydra_config.overrides.task if not o.startswith(("name=", "resume="))]
-        place = f"hydra.run.dir={folder}" if sweep else f"name={config.name}"
-        command = shlex.join(["metarun", *again, place, "resume=auto"])
+        command = shlex.join(go_on(hydra_config, config.name, folder))
         raise Interrupted(f"{stopped}; go on with: {command}") from None
     except UserError as error:
-        if sweep:  # the other jobs go on
-            raise
-        leave(str(error))
+        if not in_sweep:
+            leave(str(error))
+        print(f"metarun: job {hydra_config.job.num}: {error}", file=sys.stderr)
+        raise  # the other jobs go on
     return results["test"]["accuracy"]
+
+
+def go_on(hydra_config: HydraConf, name: str, folder: Path) -> list[str]:
+    """The command that goes on with the interrupted run in `folder`."""
+    sources = hydra_config.runtime.config_sources
+    mine = [source.path for source in sources if source.provider == "command-line"]
+    config_dir = [word for path in mine for word in ("--config-dir", path)]
+    again = [o for o in hydra_config.overrides.task if not o.startswith(("name=", "resume="))]
+    command = ["metarun", *config_dir, *again, f"name={name}", "resume=auto"]
+    own_folder = any(o.startswith("hydra.run.dir=") for o in hydra_config.overrides.hydra)
+    if own_folder or hydra_config.mode == RunMode.MULTIRUN:
+        command.append(f"hydra.run.dir={folder}")
+    return command
 
 
 def main() -> None:
@@ -67,7 +86,8 @@ def main() -> None:
     try:
         arguments = parsed_arguments()
         if arguments.help:
-            print(help_text(conf_folder(), choices_of(arguments.overrides)))
+            folders = [conf_folder(), *map(Path, filter(None, [arguments.config_dir]))]
+            print(help_text(folders, choices_of(arguments.overrides)))
             return
         if not (arguments.shell_completion or arguments.hydra_help or arguments.info):
             check(arguments.overrides, arguments.config_dir)
@@ -80,16 +100,22 @@ def main() -> None:
         leave(f"{error.override}: cannot be read: write key=value ({one_line(error)})")
     except (HydraException, OmegaConfBaseException) as error:
         leave(one_line(error))
-    except Interrupted as stopped:
-        leave(str(stopped), code=130)
+    except KeyboardInterrupt as stopped:
+        leave(str(stopped) or "stopped", code=130)
 
 
 def parsed_arguments() -> argparse.Namespace:
     """The options and overrides of sys.argv, which is put in an order that Hydra can read too."""
     arguments, later = get_args_parser().parse_known_args()
-    options = [word for word in later if word.startswith("-")]
-    if options:
-        raise UserError(f"{options[0]}: there is no such option: see metarun --help")
+    for word in later:
+        if word.startswith("-"):
+            raise UserError(f"{word}: there is no such option: see metarun --help")
+    for option in ("config_name", "config_path", "experimental_rerun"):
+        if getattr(arguments, option):
+            spelled = f"--{option.replace('_', '-')}"
+            raise UserError(f"{spelled}: not in metarun: use --config-dir DIR and experiment=NAME")
+    if arguments.multirun and arguments.cfg:
+        raise UserError("--cfg shows one run's config: leave out -m")
     arguments.overrides += later  # argparse takes no more overrides once an option followed some
     options = [word for word in sys.argv[1:] if word not in arguments.overrides]
     sys.argv[1:] = [*options, *arguments.overrides]
@@ -105,7 +131,7 @@ def leave(text: str, code: int = 2) -> NoReturn:
 def check(overrides: list[str], config_dir: str | None) -> None:
     """Raise an error if a job of this command line would be refused, without loading torch.
 
-    Of a sweep, every value of each key is tried once, beside the first values of the others.
+    Of a sweep, the values of each key are tried once, beside the first values of the others.
     """
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         parsed = OverridesParser.create().parse_overrides(overrides)
@@ -113,7 +139,7 @@ def check(overrides: list[str], config_dir: str | None) -> None:
         first = [values[0] for values in spelled]
         check_job(first, config_dir)
         for i, values in enumerate(spelled):
-            for value in values[1:]:
+            for value in values[1:MANY]:
                 check_job([*first[:i], value, *first[i + 1 :]], config_dir)
 
 
@@ -122,21 +148,32 @@ def check_job(overrides: list[str], config_dir: str | None) -> None:
     added = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
     if config_dir and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir}: there is no such folder")
+    for override in overrides:
+        group, _, choice = override.partition("=")
+        if choice in ("", "null") and group != "experiment" and (conf_folder() / group).is_dir():
+            raise UserError(f"{override}: a run needs one: see metarun --help")
     composed = hydra.compose("config", [*overrides, *added], return_hydra_config=True)
     choices = dict(composed.hydra.runtime.choices)
     committed = hydra.compose(
         "config",
         [f"{group}={choice}" for group, choice in choices.items() if is_ours(group)] + added,
     )
-    refuse_foreign_code(OmegaConf.to_container(composed.hydra))
+    refuse_foreign_code(composed.hydra)
     HydraConfig.instance().set_config(composed)
     refuse_unwritable(Path(composed.hydra.run.dir))
+    refuse_unwritable(Path(composed.hydra.sweep.dir))
     with open_dict(composed):
         del composed["hydra"]
-    typed = [override for override in overrides if override.startswith("plugins.allow=")]
-    if composed.plugins.allow != OmegaConf.from_dotlist(["plugins.allow=[]", *typed]).plugins.allow:
+    typed = [o.lstrip("+") for o in overrides if o.lstrip("+").startswith("plugins.allow=")]
+    allowed = OmegaConf.from_dotlist(["plugins.allow=[]", *typed]).plugins.allow
+    if not isinstance(allowed, ListConfig):
+        raise UserError(f"{typed[-1]}: a list is needed, as in plugins.allow=[my_package]")
+    if OmegaConf.select(composed, "plugins.allow") != allowed:
         raise UserError("plugins.allow: it can be given on the command line only")
-    schema.check(plain(composed), plain(committed), list(composed.plugins.allow))
+    # A group's own keys are those of its file; no file adds keys elsewhere.
+    grouped, shipped = plain(committed), plain(hydra.compose("config"))
+    reference = {key: grouped[key] if key in BUILT else shipped[key] for key in shipped}
+    schema.check(plain(composed), reference, list(allowed))
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -173,15 +210,15 @@ def refuse_unwritable(folder: Path) -> None:
         raise UserError(f"cannot write in {existing}: give another folder, hydra.run.dir=DIR")
 
 
-def refuse_foreign_code(own: Any) -> None:
-    """Raise UserError if Hydra's own settings name a class that is not Hydra's or logging's."""
-    for key, target in schema.targets(own):
-        if not target.startswith(("hydra.", "hydra_plugins.")):
+def refuse_foreign_code(own: DictConfig) -> None:
+    """Raise UserError if Hydra's own settings were changed where they could run something."""
+    shipped = hydra.compose("config", return_hydra_config=True).hydra
+    for key in FIXED:
+        if OmegaConf.select(own, key) != OmegaConf.select(shipped, key):
+            raise UserError(f"hydra.{key}: it cannot be changed in metarun")
+    for key, target in schema.targets(OmegaConf.to_container(own)):
+        if not target.startswith(("hydra._internal.core_plugins.", "hydra_plugins.")):
             raise UserError(f"hydra.{key}={target}: not allowed to run")
-    for key, value in schema.flat(own).items():
-        last = key.rsplit(".", 1)[-1]
-        if last == "()" or (last == "class" and not str(value).startswith("logging.")):
-            raise UserError(f"hydra.{key}={value}: not allowed to run")
 
 
 def missing_choice(error: MissingConfigException) -> str:
@@ -206,6 +243,8 @@ def one_line(error: Exception) -> str:
     if unknown:
         key = unknown[1]
         return f"{key}: there is no such key{schema.nearest(key, known_keys())}"
+    if "Ambiguous value" in text:
+        return f"{text.split(' ')[-1]}: several values are a sweep: add -m"
     if error.__cause__:
         text = f"{text} {str(error.__cause__).splitlines()[0]}"
     return text

@@ -5,6 +5,7 @@ has the type of its default there (null stands for text, or for anything in a us
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,8 @@ LOWEST = {
     "data.size": 1,
     "backbone.width": 1,
     "optim.lr": 0,
+    "optim.weight_decay": 0,
+    "schedule.step_size": 1,
 }
 
 
@@ -61,11 +64,15 @@ def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -
     """
     committed = flat(reference)
     values = flat(config)
+    if isinstance(values.get("name"), int | float):  # a name that reads as a number
+        values["name"] = str(values["name"])
     for key, value in values.items():
         if key not in committed:
             raise UserError(f"{key}: there is no such key{nearest(key, committed)}")
         if not fits(value, committed[key]):
             raise UserError(f"{key}={shown(value)}: {wanted(committed[key])} is needed")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}={value}: it must be finite")
     for key in committed:
         if key not in values and not any(value.startswith(f"{key}.") for value in values):
             raise UserError(f"{key}: it cannot be left out")
@@ -84,14 +91,14 @@ def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -
         raise UserError(f"device.name={name}: choose auto, cpu, cuda or cuda:NUMBER")
     if config["mode"] == "test" and not config["checkpoint"]:
         raise UserError("mode=test: say which model, checkpoint=RUN_FOLDER/checkpoints/best.pt")
-    if "/" in config["name"]:
-        raise UserError(
-            f"name={config['name']}: a name has no /; hydra.run.dir=DIR sets the folder"
-        )
-    if config["mode"] == "train" and config["checkpoint"]:
+    run_name = values["name"]
+    if "/" in run_name or run_name.strip(". ") == "":
+        raise UserError(f"name={run_name}: not a folder's name; hydra.run.dir=DIR sets a path")
+    saved = config["checkpoint"]
+    if config["mode"] == "train" and saved:
         raise UserError("checkpoint= goes with mode=test; to go on training, name=NAME resume=auto")
-    if config["checkpoint"] and not Path(config["checkpoint"]).is_file():
-        raise UserError(f"checkpoint={config['checkpoint']}: there is no such file")
+    if saved and not Path(str(saved)).expanduser().is_file():
+        raise UserError(f"checkpoint={saved}: there is no such file")
     for key, target in targets(config):
         if not is_allowed(target, allow):
             trust = f"plugins.allow=[{target.split('.')[0]}]"

@@ -1,5 +1,6 @@
 """The one path from a config to a number: parts, training, test, results. Read this first."""
 
+import inspect
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from metarun import checkpoint, report, runfolder
 from metarun.confidence import mean_and_ci95
-from metarun.config import is_allowed, targets
+from metarun.config import differences, is_allowed, targets
 from metarun.data.store import DataSet
 from metarun.device import Device, choose
 from metarun.episodes import gather
@@ -33,6 +34,9 @@ from metarun.tracking.console import Console
 from metarun.tracking.trackers import Trackers
 from metarun.tracking.weights_and_biases import WeightsAndBiases
 from metarun.train import Plan, Progress, Training, fit
+
+# What a finished run's results do not depend on.
+UNSEEN = ["name", "resume", "plugins", "tracker", "device.name", "data.root", "train.log_every"]
 
 
 class Parts(NamedTuple):
@@ -54,21 +58,18 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
     """
     started = time.time()
     with StopSignals() as stop, runfolder.claimed(folder):
-        earlier = runfolder.earlier(folder, config.resume)
-        if earlier and runfolder.is_done(earlier, config.train.steps):
+        earlier = runfolder.earlier(folder, config.resume, config.mode)
+        if earlier and is_done(earlier, config):
             Console(config.train.steps).finish({**earlier, "folder": str(folder)})
             return earlier
 
+        content = saved_state(config, folder, going_on=earlier is not None)
         parts = build_parts(config)
-        last = folder / "checkpoints" / "last.pt"
-        if config.mode == "test":
-            load_weights(parts, Path(config.checkpoint))
-        elif earlier and last.exists():
-            checkpoint.restore(
-                parts.training, checkpoint.load(last), plain(config), parts.data.checksum
-            )
-        for name, text in texts.items():
-            runfolder.write_text(folder / name, text)
+        if content and config.mode == "test":
+            checkpoint.restore_weights(parts.training.algorithm, content)
+            parts.training.progress = Progress(**content["progress"])
+        elif content:
+            checkpoint.restore(parts.training, content, parts.data.checksum)
         results = {
             "status": "running",
             "mode": config.mode,
@@ -76,9 +77,13 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
             "wandb_id": earlier["wandb_id"] if earlier else token_hex(4),
             "parameters": report.parameters(parts.training.algorithm),
             "data": report.data_facts(parts.data),
+            "trained_on": content["data_checksum"] if content else parts.data.checksum,
             "provenance": provenance(parts.device.torch_device),
+            "config": plain(config),
         }
-        with saved(results, folder):
+        with kept(results, folder):
+            for name, text in texts.items():
+                runfolder.write_text(folder / name, text)
             trackers = start_trackers(parts, folder, names, results, resumed=earlier is not None)
             try:
                 if config.mode == "train":
@@ -87,15 +92,38 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
                 results["test"] = test(parts, folder, trackers)
                 results["seconds"] = round(time.time() - started, 1)
                 results["status"] = "finished"
+                runfolder.write_json(folder / "results.json", results)
                 trackers.finish({**results, "folder": str(folder)})
             finally:
                 trackers.close()
         return results
 
 
+def is_done(earlier: dict[str, Any], config: DictConfig) -> bool:
+    """Whether the earlier run has done all that is asked for now."""
+    asked, done = plain(config), earlier["config"]
+    return earlier["status"] == "finished" and not differences(asked, done, except_for=UNSEEN)
+
+
+def saved_state(config: DictConfig, folder: Path, going_on: bool) -> dict[str, Any] | None:
+    """The checkpoint that the run starts from, if any, once it is known to suit the config."""
+    last = folder / "checkpoints" / "last.pt"
+    if config.mode == "test":
+        content = checkpoint.load(Path(str(config.checkpoint)).expanduser())
+        checkpoint.refuse_another_model(content, plain(config))
+        return content
+    if going_on and last.exists():
+        content = checkpoint.load(last)
+        checkpoint.refuse_another_run(content, plain(config))
+        return content
+    return None
+
+
 def build_parts(config: DictConfig) -> Parts:
     """The parts the config names, checked against each other; the weights drawn from its seed."""
     device = choose(**config.device)
+    for key in ("data", "sampler", "backbone", "algo", "optim", "schedule"):
+        refuse_foreign_targets(config, key)  # before the data is prepared, which may take long
     data = build(config, "data")
     sampler = build(config, "sampler")
     refuse_impossible_tasks(config, data, sampler)
@@ -123,8 +151,8 @@ def build_optimizer(config: DictConfig, algorithm: Algorithm) -> tuple[Optimizer
         raise unsuited(config, "schedule", error) from error
 
 
-def build(config: DictConfig, key: str, **arguments: Any) -> Any:
-    """The object that the `_target_` at `key` names, called with the keys beside it."""
+def refuse_foreign_targets(config: DictConfig, key: str) -> None:
+    """Raise UserError unless each `_target_` at `key` can be imported and is one that may run."""
     for place, target in targets(plain(config)[key]):
         try:
             found = get_object(target)
@@ -135,14 +163,19 @@ def build(config: DictConfig, key: str, **arguments: Any) -> Any:
         home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
         if not is_allowed(home, list(config.plugins.allow)):
             raise UserError(f"{key}.{place}={target}: this is {home}, which is not allowed to run")
+
+
+def build(config: DictConfig, key: str, **arguments: Any) -> Any:
+    """The object that the `_target_` at `key` names, called with the keys beside it."""
+    target, given = config[key]._target_, {k for k in config[key] if not k.startswith("_")}
+    try:
+        inspect.signature(get_object(target)).bind_partial(**dict.fromkeys(given | {*arguments}))
+    except TypeError as error:
+        raise unsuited(config, key, error) from None
     try:
         return instantiate(config[key], _convert_="all", **arguments)
     except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        if isinstance(error.__cause__, TypeError | ValueError):
-            raise unsuited(config, key, error.__cause__) from error
-        raise
+        raise (error.__cause__ or error) from None
 
 
 def unsuited(config: DictConfig, key: str, error: Exception) -> UserError:
@@ -162,13 +195,6 @@ def refuse_impossible_tasks(config: DictConfig, data: DataSet, sampler: Sampler)
             samplers[split].check(data.outlines[split])
         except UserError as error:
             raise UserError(f"{split} split: {error}") from None
-
-
-def load_weights(parts: Parts, path: Path) -> None:
-    """Take the model, and what is known of its training, from the checkpoint at `path`."""
-    content = checkpoint.load(path)
-    checkpoint.restore_weights(parts.training.algorithm, content, plain(parts.config))
-    parts.training.progress = Progress(**content["progress"])
 
 
 def train(parts: Parts, folder: Path, trackers: Trackers, stop: StopSignals) -> None:
@@ -215,10 +241,7 @@ def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
     trackers.log({"step": progress.step, "episodes": progress.episodes, **record})
     columns = {"episode": list(range(len(values))), "accuracy": values.tolist()}
     runfolder.write_csv(folder / "episodes.csv", columns)
-    curves, episode = folder / "curves.png", folder / "episode.png"
-    pictures.curves(jsonlines.read(folder / "metrics.jsonl"), curves)
-    draw_first(parts, episodes, episode)
-    trackers.pictures({path.stem: path for path in (curves, episode) if path.exists()})
+    draw(parts, episodes, folder, trackers)
     return {
         "accuracy": accuracy,
         "ci95": ci95,
@@ -248,6 +271,17 @@ def score(parts: Parts, episodes: FixedEpisodes) -> torch.Tensor:
     return accuracies(
         parts.training.algorithm, episodes, tasks=parts.config.eval.tasks, device=parts.device
     )
+
+
+def draw(parts: Parts, episodes: FixedEpisodes, folder: Path, trackers: Trackers) -> None:
+    """The curves of training, and the first test episode with the model's predictions."""
+    curves, episode = folder / "curves.png", folder / "episode.png"
+    try:
+        pictures.curves(jsonlines.read(folder / "metrics.jsonl"), curves)
+        draw_first(parts, episodes, episode)
+    except Exception as error:  # the number is worth more than its picture
+        trackers.console.message(f"a picture could not be drawn: {error!r}")
+    trackers.pictures({path.stem: path for path in (curves, episode) if path.exists()})
 
 
 def draw_first(parts: Parts, episodes: FixedEpisodes, path: Path) -> None:
@@ -282,9 +316,9 @@ def start_trackers(
         folder,
         {**config, "data_checksum": parts.data.checksum, "names": names},
         mode=tracker["mode"],
-        project=tracker["project"],
-        group=tracker["group"] or names["sweep"] or None,
-        tags=tracker["tags"],
+        project=str(tracker["project"]),
+        group=str(tracker["group"] or names["sweep"]) or None,
+        tags=[str(tag) for tag in tracker["tags"]],
         name=folder.name,
         run_id=results["wandb_id"],
         history=jsonlines.read(folder / "metrics.jsonl") if resumed else [],
@@ -296,7 +330,7 @@ def start_trackers(
 
 
 @contextmanager
-def saved(results: dict[str, Any], folder: Path) -> Iterator[None]:
+def kept(results: dict[str, Any], folder: Path) -> Iterator[None]:
     """Keeps the folder's results.json telling how the run stands, however it ends."""
     runfolder.write_json(folder / "results.json", results)
     try:

@@ -21,9 +21,12 @@ Options: --cfg job shows the whole config and runs nothing; --config-dir DIR add
 KEY = re.compile(r"( *)([A-Za-z_]+):(?: ([^#]*))?(?:# (.*))?")
 
 
-def help_text(conf: Path, chosen: dict[str, str]) -> str:
-    """The whole help. `chosen` are choices of groups whose keys are shown instead of the usual."""
-    lines = (conf / "config.yaml").read_text().splitlines()
+def help_text(folders: list[Path], chosen: dict[str, str]) -> str:
+    """The whole help on the committed configs, the first of `folders`, and the user's own.
+
+    `chosen` are choices of groups whose keys are shown instead of the default's.
+    """
+    lines = (folders[0] / "config.yaml").read_text().splitlines()
     start = lines.index("defaults:")
     end = next(i for i in range(start + 1, len(lines)) if not lines[i].startswith(" "))
     defaults = dict(re.findall(r"^  - (\w+): (\w+)", "\n".join(lines[start:end]), re.M))
@@ -32,13 +35,16 @@ def help_text(conf: Path, chosen: dict[str, str]) -> str:
     for group in defaults:
         choice = chosen.get(group, defaults[group])
         sections += ["", f"{group}="]
-        for path in sorted((conf / group).rglob("*.yaml")):
-            name = path.relative_to(conf / group).with_suffix("").as_posix()
+        files = {
+            path.relative_to(conf / group).with_suffix("").as_posix(): path
+            for conf in folders
+            for path in sorted((conf / group).rglob("*.yaml"))
+        }
+        for name, path in files.items():
             mark = " (default)" if name == defaults[group] else ""
             sections.append(f"  {f'{name}  ':<24}{title(path)}{mark}")
-        shown = conf / group / f"{choice}.yaml"
-        if shown.exists():
-            lines = shown.read_text().splitlines()
+        if choice in files:
+            lines = files[choice].read_text().splitlines()
             everywhere = lines[0] == "# @package _global_"  # it spells whole keys itself
             sections += described(lines, prefix="" if everywhere else f"{group}.")
     return "\n".join(sections)

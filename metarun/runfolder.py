@@ -48,7 +48,10 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text)
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
@@ -62,14 +65,16 @@ def write_csv(path: Path, columns: dict[str, list]) -> None:
     os.replace(temporary, path)
 
 
-def earlier(folder: Path, resume: str) -> dict[str, Any] | None:
+def earlier(folder: Path, resume: str, mode: str) -> dict[str, Any] | None:
     """The results so far of the run that `resume` goes on with; None for a new run.
 
-    Raises UserError when the folder holds something and resume is "none": nothing is overwritten.
+    Raises UserError when the folder holds something and resume is "none", or a run of another
+    mode: nothing is overwritten.
     """
     found = results(folder)
     if found is None:
-        if any(path.name != ".lock" for path in folder.iterdir()):
+        ours = (".lock", "results.json.tmp")  # of a run that was killed before it began
+        if any(path.name not in ours for path in folder.iterdir()):
             raise UserError(f"{folder} holds other files: choose another name=")
         return None
     if resume != "auto":
@@ -77,9 +82,6 @@ def earlier(folder: Path, resume: str) -> dict[str, Any] | None:
             f"{folder} already holds a run ({found['status']}): choose another name=, "
             "or resume=auto to go on with it"
         )
+    if found["mode"] != mode:
+        raise UserError(f"{folder} holds a run with mode={found['mode']}: choose another name=")
     return found
-
-
-def is_done(found: dict[str, Any], steps: int) -> bool:
-    """Whether nothing is left to do for a run of that many steps."""
-    return found["status"] == "finished" and steps <= found["train"]["steps"]

@@ -16,6 +16,11 @@ from metarun.errors import Interrupted, UserError
 from metarun.interfaces import Algorithm, Sampler
 from metarun.tracking.jsonlines import Record
 
+ADVICE = (
+    "try a smaller optim.lr, train.clip_norm=10 or device.precision=fp32; "
+    "the checkpoints of earlier steps are kept"
+)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -92,6 +97,7 @@ def fit(
         if validating or stopping or now.step % plan.log_every == 0:
             yield {**window.close(now), "train/lr": rate}
         if validating:
+            refuse_lost_weights(algorithm, now.step)
             accuracy, ci95 = validate()
             best = accuracy > now.best_accuracy
             if best:
@@ -108,9 +114,15 @@ def fit(
             }
             save(best)  # after its record: what a killed run logged past its checkpoint is redone
             window.restart()
-        if stopping:
+        if stopping or stop():
             save(False)
             raise Interrupted(f"stopped at step {now.step} of {plan.steps}")
+
+
+def refuse_lost_weights(algorithm: Algorithm, step: int) -> None:
+    """Raise UserError if a weight is not finite: neither a test nor more training can use it."""
+    if not torch.stack([p.isfinite().all() for p in algorithm.parameters()]).all():
+        raise UserError(f"a weight is not finite after step {step}: {ADVICE}")
 
 
 class Window:
@@ -143,11 +155,8 @@ class Window:
         bad = (~columns["loss"].isfinite()).nonzero()
         if len(bad):
             step = now.step - len(self.steps) + 1 + int(bad[0])
-            raise UserError(
-                f"the loss is {columns['loss'][bad[0]].item()} at step {step}: try a smaller "
-                "optim.lr, train.clip_norm=10 or device.precision=fp32; the checkpoints of "
-                "earlier steps are kept"
-            )
+            value = columns["loss"][bad[0]].item()
+            raise UserError(f"the loss is {value} at step {step}: {ADVICE}")
         seconds = time.perf_counter() - self.started
         now.seconds += seconds
         now.episodes += self.episodes

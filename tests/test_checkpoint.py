@@ -1,7 +1,6 @@
 import copy
 import os
 import pickle
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -107,7 +106,7 @@ def test_a_resumed_training_equals_an_unbroken_one(tmp_path):
 
     resumed = new_training(seed=9)
     torch.rand(5)
-    checkpoint.restore(resumed, checkpoint.load(path), CONFIG, "data")
+    checkpoint.restore(resumed, checkpoint.load(path), "data")
     assert resumed.progress.step == 3
     assert train_until(resumed, 7) == losses[3:]
     assert_same(whole_state(resumed), wanted)
@@ -123,7 +122,7 @@ def test_without_any_part_it_would_not(forgotten):
     losses = train_until(training, 7)
     content[forgotten] = checkpoint.state(new_training(seed=9), CONFIG, "data")[forgotten]
     resumed = new_training(seed=9)
-    checkpoint.restore(resumed, content, CONFIG, "data")
+    checkpoint.restore(resumed, content, "data")
     assert train_until(resumed, 7) != losses
 
 
@@ -206,24 +205,18 @@ def test_another_config_is_refused_naming_its_keys():
     content = checkpoint.state(new_training(), CONFIG, "data")
     wanted = r"started with seed=0 optim.lr=0.001: say the same, or choose another name="
     with pytest.raises(UserError, match=wanted):
-        checkpoint.restore(new_training(), content, changed(seed=1, optim__lr=0.1), "data")
+        checkpoint.refuse_another_run(content, changed(seed=1, optim__lr=0.1))
 
 
 def test_other_data_are_refused():
     content = checkpoint.state(new_training(), CONFIG, "data")
     with pytest.raises(UserError, match="the data has changed"):
-        checkpoint.restore(new_training(), content, CONFIG, "other data")
+        checkpoint.restore(new_training(), content, "other data")
 
 
 def test_what_does_not_change_the_numbers_may_differ():
-    training = new_training()
-    train_until(training, 3)
-    content = copy.deepcopy(checkpoint.state(training, CONFIG, "data"))
-    other = new_training(seed=5)
-    checkpoint.restore(
-        other, content, changed(name="b", train__steps=9, device__name="cuda"), "data"
-    )
-    assert asdict(other.progress) == asdict(training.progress)
+    content = checkpoint.state(new_training(), CONFIG, "data")
+    checkpoint.refuse_another_run(content, changed(name="b", train__steps=9, device__name="cuda"))
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -243,14 +236,15 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_weights_for_a_test():
     saved, fresh = new_training(), new_training(seed=5)
     content = checkpoint.state(saved, CONFIG, "data")
-    checkpoint.restore_weights(fresh.algorithm, content, changed(seed=7, optim__lr=1.0))
+    checkpoint.refuse_another_model(content, changed(seed=7, optim__lr=1.0))
+    checkpoint.restore_weights(fresh.algorithm, content)
     assert_same(dict(fresh.algorithm.state_dict()), dict(saved.algorithm.state_dict()))
 
 
 def test_weights_of_another_network_are_refused():
     content = checkpoint.state(new_training(), CONFIG, "data")
     with pytest.raises(UserError, match=r"trained with algo.temperature=1.0: say the same"):
-        checkpoint.restore_weights(Noisy(0), content, changed(algo__temperature=2.0))
+        checkpoint.refuse_another_model(content, changed(algo__temperature=2.0))
 
 
 def test_weights_for_other_examples_are_refused_in_one_line():
@@ -258,5 +252,5 @@ def test_weights_for_other_examples_are_refused_in_one_line():
     other = Noisy(0)
     other.layers[0] = nn.Linear(4, 5)
     with pytest.raises(UserError, match=r"do not fit this data's examples: .*layers.0.weight") as e:
-        checkpoint.restore_weights(other, content, CONFIG)
+        checkpoint.restore_weights(other, content)
     assert "\n" not in str(e.value)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from metarun import cli
+from tests.conftest import QUICK
 
 CONF = cli.conf_folder()
 EXPERIMENTS = sorted(
@@ -41,15 +42,27 @@ EXPERIMENTS = sorted(
         ("mode=test", "mode=test: say which model, checkpoint="),
         ("mode=test checkpoint=none.pt", "checkpoint=none.pt: there is no such file"),
         ("checkpoint=some.pt", "checkpoint= goes with mode=test"),
-        ("name=a/b", "name=a/b: a name has no /"),
+        ("name=a/b", "name=a/b: not a folder's name"),
         ("~train", "train.steps: it cannot be left out"),
         ("train", "train: cannot be read: write key=value"),
         ("way=[5", "way=[5: cannot be read"),
+        ("seed=0,1", "several values are a sweep: add -m"),
+        ("device=null", "device=null: a run needs one"),
+        ("optim.lr=nan", "optim.lr=nan: it must be finite"),
+        ("name=.", "name=.: not a folder's name"),
+        ("plugins.allow=5", "plugins.allow=5: a list is needed"),
+        ("mode=test checkpoint=5", "checkpoint=5: there is no such file"),
+        ("+hydra.job.env_set.PATH=/evil", "hydra.job.env_set: it cannot be changed"),
+        ("+hydra.job_logging.handlers.x.class=logging.FileHandler", "hydra.job_logging: "),
+        ("+hydra.callbacks.x._target_=hydra.utils.get_object", "hydra.callbacks: "),
+        ("--config-name main", "--config-name: not in metarun"),
+        ("--experimental-rerun config.pickle", "--experimental-rerun: not in metarun"),
+        ("-m --cfg job", "leave out -m"),
         ("--way 5", "--way: there is no such option"),
         ("--config-dir nowhere", "--config-dir nowhere: there is no such folder"),
         ("backbone._target_=os.system", "os.system: not allowed to run"),
         ("backbone._target_=torch.hub.load", "torch.hub.load: not allowed to run"),
-        ("+hydra.callbacks.x._target_=shutil.rmtree", "shutil.rmtree: not allowed to run"),
+        ("+hydra.callbacks.x._target_=shutil.rmtree", "hydra.callbacks: it cannot be changed"),
         ("-m seed=0,1,two", "seed=two: a whole number is needed"),
         ("-m algo=protonet,protnet", "algo=protnet: there is no such choice"),
     ],
@@ -180,6 +193,13 @@ def test_unknown_key_in_a_file(metarun):
     (conf / "experiment" / "mine.yaml").write_text("# @package _global_\ntrain: {stepz: 3}\n")
     said = metarun.error("--config-dir", str(conf), "experiment=mine")
     assert said == "train.stepz: there is no such key, did you mean train.steps?"
+    (conf / "algo").mkdir()
+    (conf / "algo" / "mine.yaml").write_text(
+        "# @package _global_\n# Mine\nalgo: {_target_: metarun.algos.protonet.ProtoNet}\n"
+        "eval: {epsiodes: 10}\n"
+    )
+    said = metarun.error("--config-dir", str(conf), "algo=mine")
+    assert said == "eval.epsiodes: there is no such key, did you mean eval.episodes?"
 
 
 def test_sweep(metarun):
@@ -197,6 +217,18 @@ def test_sweep(metarun):
     for name, results in (("0", first), ("1", second)):
         (run,) = (metarun.folder / "outputs" / name / "wandb").glob("offline-run-*")
         assert run.name.endswith(results["wandb_id"])
+
+
+def test_a_failing_job_does_not_stop_the_sweep(metarun, capsys):
+    """The others run; the failure is told with its job's number, and the exit code says so."""
+    with pytest.raises(SystemExit) as leaving:
+        metarun.main(
+            *("-m", *metarun.data, *QUICK, "algo.distance=manhattan,cosine"),
+            *("hydra.sweep.dir=.", "hydra.sweep.subdir=outputs/${algo.distance}"),
+        )
+    assert leaving.value.code == 2
+    assert "metarun: job 0: algo.distance=manhattan: choose one of" in capsys.readouterr().err
+    assert metarun.results("cosine")["status"] == "finished"
 
 
 def test_wheel_has_the_configs(metarun, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shlex
 import signal
 import statistics
 import time
@@ -127,7 +128,9 @@ def test_nothing_is_overwritten(metarun):
     assert "already holds a run (finished): choose another name=" in metarun.error(*again)
     metarun.main(*again, "resume=auto")
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert "started with seed=0" in metarun.error(*again, "resume=auto", "seed=1", "train.steps=8")
+    assert "started with seed=0" in metarun.error(*again, "resume=auto", "seed=1")
+    test = [*again, "resume=auto", "mode=test", "checkpoint=outputs/a/checkpoints/best.pt"]
+    assert "holds a run with mode=train" in metarun.error(*test)
     (metarun.folder / "outputs/b").mkdir()
     (metarun.folder / "outputs/b/thesis.tex").write_text("precious")
     again[-1] = "hydra.run.dir=outputs/b"
@@ -142,6 +145,26 @@ def test_trained_longer(metarun):
     assert same(weights(metarun, "a"), weights(metarun, "b"))
     assert metarun.results("a")["test"] == metarun.results("b")["test"]
     assert records(metarun, "a") == records(metarun, "b")
+
+
+def test_more_test_episodes(metarun):
+    """A finished run that is asked for more test episodes is tested again, not trained."""
+    metarun.run("name=a")
+    before = weights(metarun, "a")
+    results = metarun.run("name=a", "eval.episodes=12", "resume=auto")
+    assert results["test"]["episodes"] == 12
+    assert same(weights(metarun, "a"), before)
+
+
+@pytest.mark.parametrize("mode", ["running", "batch"])
+def test_episodes_at_once_change_nothing(metarun, mode):
+    """Not even when batch norm uses the batch's own statistics, which are each task's own."""
+    one, four = (
+        metarun.run(f"name={n}", f"eval.tasks={n}", f"backbone.batch_norm={mode}", "optim.lr=0.01")
+        for n in (1, 4)
+    )
+    assert one["test"]["accuracy"] == four["test"]["accuracy"]
+    assert one["test"]["batch_norm"] == mode
 
 
 def test_steps_0_only_tests(metarun):
@@ -216,6 +239,11 @@ def test_asked_to_stop(metarun, number):
     step = int(last.split("step ")[1].split(" ")[0])
     checkpoint = metarun.folder / "outputs/a/checkpoints/last.pt"
     assert torch.load(checkpoint, weights_only=True)["progress"]["step"] == step
+    command = shlex.split(last.split("go on with: metarun ")[1])
+    going_on = metarun.process(*command, f"train.steps={step + 3}")
+    said, _ = going_on.communicate(timeout=120)
+    assert f"going on after step {step}" in said
+    assert metarun.results("a")["train"]["steps"] == step + 3
 
 
 def test_two_runs_at_once_in_one_folder(metarun):

@@ -41,7 +41,7 @@ def test_there_is_something_to_describe():
 
 
 def test_every_key_of_the_config_is_described():
-    text = help_text(CONF, {})
+    text = help_text([CONF], {})
     for key in keys_of(CONF / "config.yaml"):
         (line,) = lines_of(text.split("Groups (", 1)[0], key)
         assert re.fullmatch(rf"  {re.escape(key)}=\S.*?  +\S.*", line), line
@@ -49,7 +49,7 @@ def test_every_key_of_the_config_is_described():
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_of_every_group_is_named(group, choice):
-    section = help_text(CONF, {}).split(f"\n{group}=\n", 1)[1].split("\n\n", 1)[0]
+    section = help_text([CONF], {}).split(f"\n{group}=\n", 1)[1].split("\n\n", 1)[0]
     (line,) = [line for line in section.splitlines() if line.split()[0] == choice]
     assert len(line.replace(" (default)", "").split()) >= 2, "no title"
 
@@ -57,7 +57,7 @@ def test_every_choice_of_every_group_is_named(group, choice):
 def test_the_default_choices_are_marked():
     """One of each group that has a default."""
     defaults = OmegaConf.load(CONF / "config.yaml").defaults
-    text = help_text(CONF, {})
+    text = help_text([CONF], {})
     for entry in defaults:
         if entry == "_self_" or " " in next(iter(entry)):
             continue
@@ -69,7 +69,7 @@ def test_the_default_choices_are_marked():
 
 @pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] != "experiment"])
 def test_every_key_of_a_choice_is_described_when_chosen(group, choice):
-    text = help_text(CONF, {group: choice}).split(f"\n{group}=\n", 1)[1].split("\n\n", 1)[0]
+    text = help_text([CONF], {group: choice}).split(f"\n{group}=\n", 1)[1].split("\n\n", 1)[0]
     for key in keys_of(CONF / group / f"{choice}.yaml"):
         assert len(lines_of(text, key)) == 1, key
 

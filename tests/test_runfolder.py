@@ -1,7 +1,7 @@
 import json
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -67,31 +67,34 @@ def test_a_folder_with_something_in_it_stays(tmp_path):
 
 def test_a_new_folder_has_no_earlier_run(tmp_path):
     with claimed(tmp_path / "run"):
-        assert earlier(tmp_path / "run", "none") is None
-        assert earlier(tmp_path / "run", "auto") is None
+        assert earlier(tmp_path / "run", "none", "train") is None
+        assert earlier(tmp_path / "run", "auto", "train") is None
 
 
 @pytest.mark.parametrize("resume", ["none", "auto"])
 def test_a_folder_of_other_files_is_refused(tmp_path, resume):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match="holds other files: choose another name="):
-        earlier(tmp_path, resume)
+        earlier(tmp_path, resume, "train")
 
 
 def test_an_earlier_run_is_gone_on_with_only_if_asked(tmp_path):
-    content = {"status": "interrupted", "train": {"steps": 3}}
+    content = {"status": "interrupted", "mode": "train"}
     runfolder.write_json(tmp_path / "results.json", content)
     with pytest.raises(UserError, match=r"already holds a run \(interrupted\).* or resume=auto"):
-        earlier(tmp_path, "none")
-    assert earlier(tmp_path, "auto") == content
+        earlier(tmp_path, "none", "train")
+    assert earlier(tmp_path, "auto", "train") == content
 
 
-@pytest.mark.parametrize(
-    ("status", "steps", "done"),
-    [("finished", 10, True), ("finished", 9, True), ("finished", 11, False), ("failed", 10, False)],
-)
-def test_whether_a_run_of_ten_steps_is_done(status, steps, done):
-    assert runfolder.is_done({"status": status, "train": {"steps": 10}}, steps) == done
+def test_a_run_of_another_mode_is_refused(tmp_path):
+    runfolder.write_json(tmp_path / "results.json", {"status": "finished", "mode": "train"})
+    with pytest.raises(UserError, match="holds a run with mode=train: choose another name="):
+        earlier(tmp_path, "auto", "test")
+
+
+def test_a_run_killed_before_it_began_is_no_run(tmp_path):
+    (tmp_path / "results.json.tmp").write_text("{")
+    assert earlier(tmp_path, "none", "train") is None
 
 
 def test_json_comes_back(tmp_path):
@@ -104,13 +107,11 @@ def test_json_comes_back(tmp_path):
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     runfolder.write_json(path, {"status": "running"})
-    write_text = Path.write_text
 
-    def half(path, text):
-        write_text(path, text[: len(text) // 2])
+    def cut_short(descriptor):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(os, "fsync", cut_short)
     with pytest.raises(KeyboardInterrupt):
         runfolder.write_json(path, {"status": "finished"})
     monkeypatch.undo()

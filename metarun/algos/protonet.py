@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from metarun.episodes import Episodes
 from metarun.errors import UserError
+from metarun.functional.embedding import embed
 from metarun.functional.prototypes import class_means, cosine_distances, squared_distances
 
 DISTANCES = {"euclidean": squared_distances, "cosine": cosine_distances}
@@ -47,11 +48,13 @@ class ProtoNet(nn.Module):
         """Scores [T, Q, way]; softmax gives p(y = k | x), eq. 2 with the distance of sec. 2.4."""
         # Support and query go through together, as in the authors' code: batch norm sees both.
         x = torch.cat([episodes.support_x, episodes.query_x], dim=1)
-        # Distances want full precision, in whatever precision the backbone computes.
-        z = self.backbone(x.flatten(0, 1)).float().unflatten(0, x.shape[:2])  # [T, S + Q, D]
-        support_z, query_z = z.tensor_split([episodes.support_x.shape[1]], dim=1)
-        prototypes = class_means(support_z, episodes.support_y, episodes.way)
-        return -self.distances(query_z, prototypes) / self.log_temperature.exp()
+        z = embed(self.backbone, x)  # [T, S + Q, D]
+        # Means and distances want full precision, in whatever precision the backbone computes.
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.to(torch.promote_types(z.dtype, torch.float32))
+            support_z, query_z = z.tensor_split([episodes.support_x.shape[1]], dim=1)
+            prototypes = class_means(support_z, episodes.support_y, episodes.way)
+            return -self.distances(query_z, prototypes) / self.log_temperature.exp()
 
     def loss(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean negative log-likelihood of the query labels, in nats (Algorithm 1)."""

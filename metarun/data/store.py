@@ -64,6 +64,8 @@ def prepare(name: str, key: str, build: Callable[[], dict[str, Split]]) -> DataS
     """
     folder = data_folder() / "prepared" / f"{name}-{sha256(FORMAT.encode(), key.encode())[:16]}"
     files = {split: folder / f"{split}.safetensors" for split in SPLITS}
+    if all(is_sound(path) for path in files.values()):  # a folder that is only read will do
+        return DataSet(name, files)
     lock = FileLock(folder / "lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,9 @@ def prepare(name: str, key: str, build: Callable[[], dict[str, Split]]) -> DataS
             "set METARUN_DATA to a folder that can be written"
         ) from None
     try:
-        if not all(is_sound(path) for path in files.values()):
+        if not all(
+            is_sound(path) for path in files.values()
+        ):  # another process may have been at it
             for split, content in build().items():
                 write(files[split], content)
     finally:

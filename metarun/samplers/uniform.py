@@ -45,7 +45,9 @@ def draw_tasks(
     [T, way, shot] and query [T, way, query] rows; place k of `way` is the label.
     """
     classes = len(first_row) - 1
-    chosen = torch.rand(tasks, classes, generator=generator).argsort(dim=1)[:, :way]  # [T, way]
+    chosen = torch.rand(tasks, classes, generator=generator).argsort(dim=1, stable=True)[
+        :, :way
+    ]  # [T, way]
     return draw_examples(first_row, chosen, shot=shot, query=query, generator=generator)
 
 
@@ -57,7 +59,7 @@ def draw_examples(
     # Sorting random keys draws for all tasks at once; keys past a class's end sort last.
     keys = torch.rand(*classes.shape, int(size.max()), generator=generator)
     keys[torch.arange(keys.shape[2]) >= size[classes][..., None]] = 2
-    rows = first_row[classes][..., None] + keys.argsort(dim=2)[..., : shot + query]
+    rows = first_row[classes][..., None] + keys.argsort(dim=2, stable=True)[..., : shot + query]
     return rows[..., :shot], rows[..., shot:]
 
 

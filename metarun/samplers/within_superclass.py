@@ -61,7 +61,11 @@ def draw_tasks(
     keys = torch.rand(tasks, len(superclass), generator=generator)
     keys[superclass[None] != drawn[:, None]] = 2  # classes of other superclasses sort last
     return draw_examples(
-        first_row, keys.argsort(dim=1)[:, :way], shot=shot, query=query, generator=generator
+        first_row,
+        keys.argsort(dim=1, stable=True)[:, :way],
+        shot=shot,
+        query=query,
+        generator=generator,
     )
 
 

@@ -180,3 +180,16 @@ def test_the_loss_teaches_every_layer_of_the_backbone():
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             assert module.weight.grad.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_bfloat16_stops_at_the_features(distance):
+    """Under autocast, means and distances of float32 features are those without it."""
+    torch.manual_seed(0)
+    support_x, query_x = torch.randn(2, 6, 8), torch.randn(2, 4, 8)
+    support_y = torch.arange(3).repeat(2, 2)
+    episodes = Episodes(support_x, support_y, query_x, torch.zeros(2, 4, dtype=torch.int64), way=3)
+    algorithm = ProtoNet(nn.Identity(), distance=distance)
+    wanted = algorithm.predict(episodes)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(algorithm.predict(episodes), wanted)
