@@ -80,7 +80,7 @@ def test_unknown_keys(key, nearest):
         ("optim.lr", False, "optim.lr=false: a number is needed"),
         ("eval.within_superclass", 1, "eval.within_superclass=1: true or false is needed"),
         ("eval.within_superclass", "yes", "eval.within_superclass=yes: true or false is needed"),
-        ("algo.distance", 7, "algo.distance=7: a text is needed"),
+        ("mode", 7, "mode=7: a text is needed"),
         ("optim.betas", 0.9, "optim.betas=0.9: a list of numbers is needed"),
         ("optim.betas", [0.9, "x"], "optim.betas=[0.9,x]: a list of numbers is needed"),
         ("backbone.widths", [64.5], "backbone.widths=[64.5]: a list of whole numbers is needed"),
