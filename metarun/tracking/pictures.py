@@ -3,6 +3,7 @@
 Drawn with matplotlib's objects and not with pyplot: no window system, no state between two runs.
 """
 
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -189,6 +190,7 @@ def new_figure(width: float, height: float) -> "Figure":
     """A figure of this size in inches."""
     from matplotlib.figure import Figure
 
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # its font cache is no news
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
