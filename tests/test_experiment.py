@@ -246,6 +246,16 @@ def test_asked_to_stop(metarun, number):
     assert metarun.results("a")["train"]["steps"] == step + 3
 
 
+def test_a_reader_that_leaves(metarun):
+    """`metarun | head -1`: the run goes on without one."""
+    process = metarun.process(*arguments(metarun, "a"))
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    assert "Traceback" not in process.stderr.read()
+    assert metarun.results("a")["status"] == "finished"
+
+
 def test_two_runs_at_once_in_one_folder(metarun):
     """The second is refused while the first runs."""
     process = metarun.process(*arguments(metarun, "a"), "train.steps=100000")

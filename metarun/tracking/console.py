@@ -197,4 +197,7 @@ def print_rich(shown) -> None:  # type: ignore[no-untyped-def]  # anything that 
 def plain(text: str) -> None:
     """Writes the text at once; a letter that the output's encoding lacks (±) becomes "?"."""
     encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, errors="replace").decode(encoding), flush=True)
+    try:
+        print(text.encode(encoding, errors="replace").decode(encoding), flush=True)
+    except BrokenPipeError:  # nobody reads on, as after `| head`; the run goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
