@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun import config as schema
 from metarun.errors import Interrupted, UserError
-from metarun.help import help_text
+from metarun.help import choice_files, help_text
 
 BUILT = ("data", "sampler", "backbone", "algo", "optim", "schedule")  # groups with a _target_
 MANY = 20  # values of a swept key that are tried before the sweep starts
@@ -137,14 +137,18 @@ def check(overrides: list[str], config_dir: str | None) -> None:
         parsed = OverridesParser.create().parse_overrides(overrides)
         spelled = [spelled_values(override) for override in parsed]
         first = [values[0] for values in spelled]
-        check_job(first, config_dir)
+        shipped = hydra.compose("config", return_hydra_config=True)
+        check_job(first, config_dir, shipped)
         for i, values in enumerate(spelled):
             for value in values[1:MANY]:
-                check_job([*first[:i], value, *first[i + 1 :]], config_dir)
+                check_job([*first[:i], value, *first[i + 1 :]], config_dir, shipped)
 
 
-def check_job(overrides: list[str], config_dir: str | None) -> None:
-    """Raise an error if the job with these overrides would be refused."""
+def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig) -> None:
+    """Raise an error if the job with these overrides would be refused.
+
+    `shipped` is the committed config without any override, Hydra's own settings included.
+    """
     added = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
     if config_dir and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir}: there is no such folder")
@@ -158,7 +162,7 @@ def check_job(overrides: list[str], config_dir: str | None) -> None:
         "config",
         [f"{group}={choice}" for group, choice in choices.items() if is_ours(group)] + added,
     )
-    refuse_foreign_code(composed.hydra)
+    refuse_foreign_code(composed.hydra, shipped.hydra)
     HydraConfig.instance().set_config(composed)
     refuse_unwritable(Path(composed.hydra.run.dir))
     refuse_unwritable(Path(composed.hydra.sweep.dir))
@@ -171,8 +175,11 @@ def check_job(overrides: list[str], config_dir: str | None) -> None:
     if OmegaConf.select(composed, "plugins.allow") != allowed:
         raise UserError("plugins.allow: it can be given on the command line only")
     # A group's own keys are those of its file; no file adds keys elsewhere.
-    grouped, shipped = plain(committed), plain(hydra.compose("config"))
-    reference = {key: grouped[key] if key in BUILT else shipped[key] for key in shipped}
+    grouped = plain(committed)
+    elsewhere = plain(
+        OmegaConf.masked_copy(shipped, [str(key) for key in shipped if key != "hydra"])
+    )
+    reference = elsewhere | {key: grouped[key] for key in BUILT}
     schema.check(plain(composed), reference, list(allowed))
 
 
@@ -210,9 +217,8 @@ def refuse_unwritable(folder: Path) -> None:
         raise UserError(f"cannot write in {existing}: give another folder, hydra.run.dir=DIR")
 
 
-def refuse_foreign_code(own: DictConfig) -> None:
+def refuse_foreign_code(own: DictConfig, shipped: DictConfig) -> None:
     """Raise UserError if Hydra's own settings were changed where they could run something."""
-    shipped = hydra.compose("config", return_hydra_config=True).hydra
     for key in FIXED:
         if OmegaConf.select(own, key) != OmegaConf.select(shipped, key):
             raise UserError(f"hydra.{key}: it cannot be changed in metarun")
@@ -225,11 +231,7 @@ def missing_choice(error: MissingConfigException) -> str:
     """One line for a group's choice that does not exist."""
     missing = error.missing_cfg_file or str(error)
     group, _, choice = missing.partition("/")
-    committed = sorted((conf_folder() / group).rglob("*.yaml"))
-    names = [
-        path.relative_to(conf_folder() / group).with_suffix("").as_posix() for path in committed
-    ]
-    options = list(dict.fromkeys([*names, *map(str, error.options or [])]))
+    options = list(dict.fromkeys([*choice_files([conf_folder()], group), *(error.options or [])]))
     return (
         f"{group}={choice}: there is no such choice{schema.nearest(choice, options)}"
         f"; {group} can be {', '.join(options)}"

@@ -35,11 +35,7 @@ def help_text(folders: list[Path], chosen: dict[str, str]) -> str:
     for group in defaults:
         choice = chosen.get(group, defaults[group])
         sections += ["", f"{group}="]
-        files = {
-            path.relative_to(conf / group).with_suffix("").as_posix(): path
-            for conf in folders
-            for path in sorted((conf / group).rglob("*.yaml"))
-        }
+        files = choice_files(folders, group)
         for name, path in files.items():
             mark = " (default)" if name == defaults[group] else ""
             sections.append(f"  {f'{name}  ':<24}{title(path)}{mark}")
@@ -48,6 +44,15 @@ def help_text(folders: list[Path], chosen: dict[str, str]) -> str:
             everywhere = lines[0] == "# @package _global_"  # it spells whole keys itself
             sections += described(lines, prefix="" if everywhere else f"{group}.")
     return "\n".join(sections)
+
+
+def choice_files(folders: list[Path], group: str) -> dict[str, Path]:
+    """The file of each choice of the group, by the name that one types."""
+    return {
+        path.relative_to(conf / group).with_suffix("").as_posix(): path
+        for conf in folders
+        for path in sorted((conf / group).rglob("*.yaml"))
+    }
 
 
 def title(path: Path) -> str:

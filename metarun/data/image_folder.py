@@ -18,7 +18,7 @@ from torch import Tensor
 
 from metarun.data.split import Split, stack_classes
 from metarun.data.statistics import channel_statistics
-from metarun.data.store import SPLITS, DataSet, prepare
+from metarun.data.store import SPLITS, DataSet, prepare, refuse_shared_classes
 from metarun.errors import UserError
 from metarun.tracking.progress import track
 
@@ -74,7 +74,7 @@ def split_classes(
     there = [split for split in SPLITS if split in inner]
     if len(there) == len(SPLITS):
         splits = {split: find_classes(inner[split]) for split in SPLITS}
-        refuse_shared(splits)
+        refuse_shared_classes(splits)
         return splits
     if "train" in there and len(there) == 2:
         (lacking,) = set(SPLITS) - set(there)
@@ -119,7 +119,7 @@ def by_list(classes: Classes, listed: dict[str, list[str]]) -> dict[str, Classes
             near = difflib.get_close_matches(name, classes, n=1, cutoff=0)[0]
             raise UserError(f"class {name!r} of data.split_file has no folder; is {near!r} meant?")
     splits = {split: {name: classes[name] for name in listed[split]} for split in SPLITS}
-    refuse_shared(splits)
+    refuse_shared_classes(splits)
     return splits
 
 
@@ -182,18 +182,6 @@ def csv_pairs(text: str) -> list[tuple[str, str]]:
 def json_pairs(text: str) -> list[tuple[str, str]]:
     """(class, split) of a JSON object {split: [classes]}."""
     return [(str(name), split) for split, names in json.loads(text).items() for name in names]
-
-
-def refuse_shared(splits: dict[str, Classes]) -> None:
-    """Raise UserError when a class stands in two splits, before any picture is read."""
-    seen: dict[str, str] = {}
-    for split, classes in splits.items():
-        for name in classes:
-            if seen.setdefault(name, split) != split:
-                raise UserError(
-                    f"class {name!r} is in both {seen[name]} and {split}: "
-                    "give each class to one split only"
-                )
 
 
 def fingerprint(folder: Path, splits: dict[str, Classes]) -> str:

@@ -7,7 +7,7 @@ that start on an empty cache take turns, and a file that does not match its chec
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class DataSet:
         # Sizes and names of every split are known at once: they decide what can be asked for.
         self.outlines = {split: read(path, images=False) for split, path in files.items()}
         self.checksum = sha256(*(metadata(path)["checksum"].encode() for path in files.values()))
-        refuse_shared_classes(self.outlines)
+        refuse_shared_classes({split: o.classes for split, o in self.outlines.items()})
 
     def open(self, split: str) -> Split:
         """The split with its examples, memory-mapped."""
@@ -148,14 +148,13 @@ def sha256(*parts: bytes | memoryview) -> str:
     return digest.hexdigest()
 
 
-def refuse_shared_classes(splits: dict[str, Split]) -> None:
+def refuse_shared_classes(splits: Mapping[str, Iterable[str]]) -> None:
     """Raise UserError when a class stands in two splits: a test on it would not be one."""
     seen: dict[str, str] = {}
-    for split, content in splits.items():
-        for name in content.classes:
-            if name in seen:
+    for split, classes in splits.items():
+        for name in classes:
+            if seen.setdefault(name, split) != split:
                 raise UserError(
                     f"class {name!r} is in both {seen[name]} and {split}: "
                     "give each class to one split only"
                 )
-            seen[name] = split
