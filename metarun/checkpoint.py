@@ -23,6 +23,13 @@ INCIDENTAL = [
 ]
 
 
+# What a test may change of the model that was trained.
+AT_TEST = [
+    *("algo.inner_lr", "algo.test_steps", "algo.test_batch", "algo.transductive"),
+    "algo.measured_steps",
+]
+
+
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write `content` (tensors, numbers, text and containers of them) to `path`, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +87,7 @@ def refuse_another_model(content: dict[str, Any], config: dict[str, Any]) -> Non
     ours, theirs = (
         {key: group[key] for key in ("algo", "backbone")} for group in (config, content["config"])
     )
-    changed = differences(ours, theirs, except_for=[])
+    changed = differences(ours, theirs, except_for=AT_TEST)
     if changed:
         raise UserError(f"the checkpoint was trained with {' '.join(changed)}: say the same")
 

@@ -39,7 +39,7 @@ def conf_folder() -> Path:
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def job(config: DictConfig) -> float:
-    """One run; its test accuracy, for sweepers that look for the best."""
+    """One run; its test accuracy (or error), for sweepers that look for the best."""
     from metarun import experiment  # torch is loaded when work starts, not before
 
     hydra_config = HydraConfig.get()
@@ -64,7 +64,7 @@ def job(config: DictConfig) -> float:
             leave(str(error))
         print(f"metarun: job {hydra_config.job.num}: {error}", file=sys.stderr)
         raise  # the other jobs go on
-    return results["test"]["accuracy"]
+    return results["test"][results["test"]["metric"]]
 
 
 def go_on(hydra_config: HydraConf, name: str, folder: Path) -> list[str]:

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from metarun.data.split import Split
+from metarun.errors import UserError
 
 
 class Episodes(NamedTuple):
     """T tasks, each with a labelled support set and a query set to be labelled.
 
     support_x [T, S, *input], support_y [T, S], query_x [T, Q, *input], query_y [T, Q]; labels are
-    0 .. way - 1 and belong to the task alone.
+    0 .. way - 1 and belong to the task alone. In a regression the targets are real values
+    [T, S, way] and [T, Q, way], and way is how many an example has.
     """
 
     support_x: Tensor
@@ -36,3 +38,12 @@ def gather(split: Split, support: Tensor, query: Tensor) -> Episodes:
     return Episodes(
         x[:, :, :shot].flatten(1, 2), support_y, x[:, :, shot:].flatten(1, 2), query_y, way
     )
+
+
+def refuse_other_way(episodes: Episodes, way: int) -> None:
+    """Raise UserError unless the tasks have `way` classes, for whoever learns so many outputs."""
+    if episodes.way != way:
+        raise UserError(
+            f"algo.way={way} outputs are learnt, but a task has way={episodes.way}: "
+            f"set sampler.way and eval.way to {way}"
+        )

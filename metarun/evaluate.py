@@ -1,24 +1,41 @@
 """The test protocol: every run on the same data answers the same episodes."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from metarun.data.functions import Functions
 from metarun.data.split import Split
 from metarun.device import Device
-from metarun.episodes import gather
+from metarun.episodes import Episodes, gather
+from metarun.functional.objective import merit, per_task
 from metarun.interfaces import Algorithm
-from metarun.samplers import uniform, within_superclass
+from metarun.samplers import functions, uniform, within_superclass
 from metarun.seeds import stream
 
 DRAWN_AT_ONCE = 100  # changing it changes every test episode
 
 
+class FixedEpisodes(Protocol):
+    """A list of test tasks, fixed by a seed."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: slice) -> Episodes:
+        """Those of the tasks, on the device."""
+
+    @property
+    def sha256(self) -> str:
+        """Identifies the episodes: results with equal values can be paired episode by episode."""
+
+
 @dataclass(frozen=True)
-class FixedEpisodes:
-    """A list of test tasks, fixed by a seed: support rows [E, way, shot], query [E, way, query]."""
+class RowEpisodes:
+    """Tasks of stored examples: support rows [E, way, shot] of the split, query [E, way, query]."""
 
     split: Split
     support: Tensor
@@ -27,13 +44,44 @@ class FixedEpisodes:
     def __len__(self) -> int:
         return len(self.support)
 
+    def batch(self, rows: slice) -> Episodes:
+        """Those of the tasks, on the split's device."""
+        return gather(self.split, self.support[rows], self.query[rows])
+
     @property
     def sha256(self) -> str:
-        """Identifies the episodes: results with equal values can be paired episode by episode."""
-        digest = hashlib.sha256(repr([self.support.shape, self.query.shape]).encode())
-        digest.update(self.support.contiguous().numpy().tobytes())
-        digest.update(self.query.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """Hash of the rows."""
+        return digest([self.support, self.query])
+
+
+@dataclass(frozen=True)
+class FunctionEpisodes:
+    """Regression tasks, kept as they were drawn: support_x, support_y, query_x, query_y."""
+
+    tensors: tuple[Tensor, ...]
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def batch(self, rows: slice) -> Episodes:
+        """Those of the tasks, on the device."""
+        support_x, support_y, query_x, query_y = (t[rows].to(self.device) for t in self.tensors)
+        return Episodes(support_x, support_y, query_x, query_y, way=1)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the points."""
+        return digest(self.tensors)
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the tensors' shapes and numbers, hex."""
+    tensors = list(tensors)
+    total = hashlib.sha256(repr([tensor.shape for tensor in tensors]).encode())
+    for tensor in tensors:
+        total.update(tensor.contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def fixed_episodes(
@@ -46,7 +94,7 @@ def fixed_episodes(
     shot: int,
     query: int,
     within: bool,
-) -> FixedEpisodes:
+) -> RowEpisodes:
     """The first `episodes` tasks of the stream `name` ("val", "test") of `seed`.
 
     They depend on these arguments and the split's class sizes alone, and a shorter list is the
@@ -64,29 +112,46 @@ def fixed_episodes(
             rows = uniform.draw_tasks(split.first_row, generator=generator, **sizes)
         drawn.append(rows)
     support, query_rows = (torch.cat(rows)[:episodes] for rows in zip(*drawn, strict=True))
-    return FixedEpisodes(split, support, query_rows)
+    return RowEpisodes(split, support, query_rows)
 
 
-@torch.inference_mode()
-def accuracies(
+def fixed_functions(
+    family: Functions, *, name: str, seed: int, episodes: int, shot: int, query: int
+) -> FunctionEpisodes:
+    """The first `episodes` functions of the stream `name` ("val", "test") of `seed`.
+
+    They depend on these arguments and the family alone; a shorter list begins a longer one.
+    """
+    generator, sampler = stream(seed, name), functions.Functions(shot, query, DRAWN_AT_ONCE)
+    on_cpu = Functions(family.draw)
+    drawn = [sampler(on_cpu, generator)[:4] for _ in range(0, episodes, DRAWN_AT_ONCE)]
+    tensors = tuple(torch.cat(parts)[:episodes] for parts in zip(*drawn, strict=True))
+    return FunctionEpisodes(tensors, family.device)
+
+
+@torch.no_grad()
+def answers(
     algorithm: Algorithm,
     episodes: FixedEpisodes,
     *,
     tasks: int,
     device: Device,
-) -> Tensor:
-    """Accuracy on each episode [E], float64, `tasks` episodes at once.
+    measures: bool = False,
+) -> dict[str, Tensor]:
+    """Each episode's figures [E], float64, `tasks` episodes at once: first accuracy or mse.
 
-    The algorithm is in evaluation mode meanwhile.
+    With `measures` those follow that the algorithm's paper reports beside it. The algorithm is in
+    evaluation mode meanwhile. No graph is kept, but an algorithm may differentiate within.
     """
     was_training = algorithm.training
     algorithm.eval()
-    results = []
+    batches = []
     for start in range(0, len(episodes), tasks):
-        rows = slice(start, start + tasks)
-        batch = gather(episodes.split, episodes.support[rows], episodes.query[rows])
+        batch = episodes.batch(slice(start, start + tasks))
         with device.autocast():
-            scores = algorithm.predict(batch)
-        results.append((scores.argmax(-1) == batch.query_y).double().mean(dim=1))
+            figures = {merit(batch.query_y): per_task(algorithm.predict(batch), batch.query_y)}
+            if measures and hasattr(algorithm, "measures"):
+                figures |= algorithm.measures(batch)
+        batches.append({name: values.double().cpu() for name, values in figures.items()})
     algorithm.train(was_training)
-    return torch.cat(results).cpu()
+    return {name: torch.cat([figures[name] for figures in batches]) for name in batches[0]}

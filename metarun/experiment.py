@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from hydra.errors import InstantiationException
@@ -18,13 +18,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from metarun import checkpoint, report, runfolder
 from metarun.confidence import mean_and_ci95
 from metarun.config import differences, is_allowed, targets
-from metarun.data.store import DataSet
 from metarun.device import Device, choose
-from metarun.episodes import gather
+from metarun.episodes import Episodes
 from metarun.errors import Interrupted, UserError
-from metarun.evaluate import FixedEpisodes, accuracies, fixed_episodes
-from metarun.interfaces import Algorithm, Sampler
+from metarun.evaluate import FixedEpisodes, RowEpisodes, answers, fixed_episodes, fixed_functions
+from metarun.interfaces import Algorithm, Data, Sampler
 from metarun.provenance import provenance
+from metarun.samplers.functions import Functions
 from metarun.samplers.uniform import Uniform
 from metarun.samplers.within_superclass import WithinSuperclass
 from metarun.seeds import stream, stream_seed
@@ -44,7 +44,7 @@ class Parts(NamedTuple):
 
     config: DictConfig
     device: Device
-    data: DataSet
+    data: Data
     sampler: Sampler
     training: Training
 
@@ -56,7 +56,7 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
     to keep in the folder. What the user can put right raises UserError, before long work starts
     wherever it can be known by then.
     """
-    started = time.time()
+    started, cpu_started = time.time(), time.process_time()
     with StopSignals() as stop, runfolder.claimed(folder):
         earlier = runfolder.earlier(folder, config.resume, config.mode)
         if earlier and is_done(earlier, config):
@@ -76,7 +76,7 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
             "names": names,
             "wandb_id": earlier["wandb_id"] if earlier else token_hex(4),
             "parameters": report.parameters(parts.training.algorithm),
-            "data": report.data_facts(parts.data),
+            "data": parts.data.facts(),
             "trained_on": content["data_checksum"] if content else parts.data.checksum,
             "provenance": provenance(parts.device.torch_device),
             "config": plain(config),
@@ -88,9 +88,10 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
             try:
                 if config.mode == "train":
                     train(parts, folder, trackers, stop)
-                results |= report.training_facts(parts.training.progress)
+                results |= report.training_facts(parts.training.progress, parts.data.metric)
                 results["test"] = test(parts, folder, trackers)
                 results["seconds"] = round(time.time() - started, 1)
+                results["cpu_seconds"] = round(time.process_time() - cpu_started, 1)
                 results["status"] = "finished"
                 runfolder.write_json(folder / "results.json", results)
                 trackers.finish({**results, "folder": str(folder)})
@@ -126,6 +127,7 @@ def build_parts(config: DictConfig) -> Parts:
         refuse_foreign_targets(config, key)  # before the data is prepared, which may take long
     data = build(config, "data")
     sampler = build(config, "sampler")
+    refuse_another_kind(config, data, sampler)
     refuse_impossible_tasks(config, data, sampler)
     torch.manual_seed(stream_seed(config.seed, "init"))
     backbone = build(config, "backbone", input_shape=data.outlines["train"].input_shape)
@@ -134,7 +136,38 @@ def build_parts(config: DictConfig) -> Parts:
     optimizer, schedule = build_optimizer(config, algorithm)
     generator = stream(config.seed, "train")
     training = Training(algorithm, optimizer, schedule, generator, Progress())
-    return Parts(config, device, data, sampler, training)
+    parts = Parts(config, device, data, sampler, training)
+    rehearse(parts)
+    return parts
+
+
+def refuse_another_kind(config: DictConfig, data: Data, sampler: Sampler) -> None:
+    """Raise UserError when the algorithm is not for the data, or trains on another kind of batch
+    than the sampler draws."""
+    algorithm = get_object(config.algo._target_)
+    if data.metric == "mse" and not getattr(algorithm, "regression", False):
+        raise UserError(
+            f"{algorithm.__name__} tells classes apart, but this data is a regression: "
+            "use algo=maml, fomaml, anil, reptile or cnp"
+        )
+    loss, draw = algorithm.loss, type(sampler).__call__
+    wanted = next((kind for k, kind in get_type_hints(loss).items() if k != "return"), None)
+    drawn = get_type_hints(draw).get("return")
+    if config.mode == "train" and wanted and drawn and wanted is not drawn:
+        home = "uniform" if wanted is Episodes else wanted.__module__.rpartition(".")[2]
+        raise UserError(
+            f"the algorithm trains on {wanted.__name__.lower()}, but the sampler draws "
+            f"{drawn.__name__.lower()}: use sampler={home}"
+        )
+
+
+def rehearse(parts: Parts) -> None:
+    """Answer one episode, so that what does not fit together is known before training starts."""
+    if parts.config.mode == "test":
+        score(parts, episodes_of(parts, "test", 1))
+    else:
+        with parts.data.sealed("test"):
+            score(parts, episodes_of(parts, "val", 1))
 
 
 def build_optimizer(config: DictConfig, algorithm: Algorithm) -> tuple[Optimizer, LRScheduler]:
@@ -184,11 +217,14 @@ def unsuited(config: DictConfig, key: str, error: Exception) -> UserError:
     return UserError(f"{key}: its values do not suit {config[key]._target_}: {reason}")
 
 
-def refuse_impossible_tasks(config: DictConfig, data: DataSet, sampler: Sampler) -> None:
+def refuse_impossible_tasks(config: DictConfig, data: Data, sampler: Sampler) -> None:
     """Raise UserError when a split is too small for the tasks that will be drawn from it."""
-    test_sampler = (WithinSuperclass if config.eval.within_superclass else Uniform)(
-        config.eval.way, config.eval.shot, config.eval.query, config.eval.tasks
+    asked = config.eval
+    test_sampler: Sampler = (WithinSuperclass if asked.within_superclass else Uniform)(
+        asked.way, asked.shot, asked.query, asked.tasks
     )
+    if data.metric == "mse":
+        test_sampler = Functions(asked.shot, asked.query, asked.tasks)
     samplers: dict[str, Sampler] = {"train": sampler, "val": test_sampler, "test": test_sampler}
     for split in ["test"] if config.mode == "test" else ["train", "val", "test"]:
         try:
@@ -205,7 +241,7 @@ def train(parts: Parts, folder: Path, trackers: Trackers, stop: StopSignals) -> 
         val_episodes = episodes_of(parts, "val", config.eval.val_episodes)
 
         def validate() -> tuple[float, float]:
-            return mean_and_ci95(score(parts, val_episodes))
+            return mean_and_ci95(score(parts, val_episodes)[parts.data.metric])
 
         def save(best: bool) -> None:
             content = checkpoint.state(training, plain(config), parts.data.checksum)
@@ -220,6 +256,7 @@ def train(parts: Parts, folder: Path, trackers: Trackers, stop: StopSignals) -> 
             parts.sampler,
             parts.data.open("train").to(parts.device.torch_device),
             parts.device,
+            metric=parts.data.metric,
             validate=validate,
             save=save,
             stop=stop,
@@ -231,20 +268,28 @@ def train(parts: Parts, folder: Path, trackers: Trackers, stop: StopSignals) -> 
 
 
 def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
-    """Accuracy on the fixed test episodes; leaves a file of each one's, and the pictures."""
-    progress = parts.training.progress
+    """The figures of the fixed test episodes; leaves a file of each one's, and the pictures."""
+    progress, metric = parts.training.progress, parts.data.metric
     trackers.console.message(f"testing on {parts.config.eval.episodes} episodes")
     episodes = episodes_of(parts, "test", parts.config.eval.episodes)
-    values = score(parts, episodes)
-    accuracy, ci95 = mean_and_ci95(values)
-    record = {"test/accuracy": accuracy, "test/ci95": ci95, "test/episodes": len(values)}
+    figures = score(parts, episodes, measures=True)
+    value, ci95 = mean_and_ci95(figures[metric])
+    measures = {
+        name: dict(zip(("mean", "ci95"), mean_and_ci95(values), strict=True))
+        for name, values in figures.items()
+        if name != metric
+    }
+    record = {f"test/{metric}": value, "test/ci95": ci95, "test/episodes": len(episodes)}
+    record |= {f"test/{name}": measure["mean"] for name, measure in measures.items()}
     trackers.log({"step": progress.step, "episodes": progress.episodes, **record})
-    columns = {"episode": list(range(len(values))), "accuracy": values.tolist()}
-    runfolder.write_csv(folder / "episodes.csv", columns)
+    columns = {name: values.tolist() for name, values in figures.items()}
+    runfolder.write_csv(folder / "episodes.csv", {"episode": list(range(len(episodes))), **columns})
     draw(parts, episodes, folder, trackers)
     return {
-        "accuracy": accuracy,
+        "metric": metric,
+        metric: value,
         "ci95": ci95,
+        "measures": measures,
         **plain(parts.config)["eval"],
         "batch_norm": report.batch_norm(parts.training.algorithm),
         "episodes_sha256": episodes.sha256,
@@ -254,48 +299,62 @@ def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
 def episodes_of(parts: Parts, split: str, count: int) -> FixedEpisodes:
     """The first `count` fixed episodes of the split, its examples on the device."""
     asked = parts.config.eval
-    return fixed_episodes(
-        parts.data.open(split).to(parts.device.torch_device),
-        name=split,
-        seed=asked.seed,
-        episodes=count,
-        way=asked.way,
-        shot=asked.shot,
-        query=asked.query,
-        within=asked.within_superclass,
-    )
+    examples = parts.data.open(split).to(parts.device.torch_device)
+    drawn = {"name": split, "seed": asked.seed, "episodes": count}
+    sizes = {"shot": asked.shot, "query": asked.query}
+    if parts.data.metric == "mse":
+        return fixed_functions(examples, **drawn, **sizes)
+    return fixed_episodes(examples, **drawn, **sizes, way=asked.way, within=asked.within_superclass)
 
 
-def score(parts: Parts, episodes: FixedEpisodes) -> torch.Tensor:
-    """Accuracy on each episode [E]."""
-    return accuracies(
-        parts.training.algorithm, episodes, tasks=parts.config.eval.tasks, device=parts.device
+def score(parts: Parts, episodes: FixedEpisodes, measures: bool = False) -> dict[str, torch.Tensor]:
+    """Each episode's figures [E], by name: accuracy or mse, and the algorithm's own `measures`."""
+    return answers(
+        parts.training.algorithm,
+        episodes,
+        tasks=parts.config.eval.tasks,
+        device=parts.device,
+        measures=measures,
     )
 
 
 def draw(parts: Parts, episodes: FixedEpisodes, folder: Path, trackers: Trackers) -> None:
-    """The curves of training, and the first test episode with the model's predictions."""
+    """The curves of training, and the first test episodes with the model's predictions."""
     curves, episode = folder / "curves.png", folder / "episode.png"
+    parts.training.algorithm.eval()
     try:
-        pictures.curves(jsonlines.read(folder / "metrics.jsonl"), curves)
-        draw_first(parts, episodes, episode)
+        pictures.curves(jsonlines.read(folder / "metrics.jsonl"), curves, parts.data.metric)
+        with torch.no_grad(), parts.device.autocast():
+            if isinstance(episodes, RowEpisodes):
+                draw_first(parts, episodes, episode)
+            else:
+                draw_functions(parts, episodes, episode)
     except Exception as error:  # the number is worth more than its picture
         trackers.console.message(f"a picture could not be drawn: {error!r}")
     trackers.pictures({path.stem: path for path in (curves, episode) if path.exists()})
 
 
-def draw_first(parts: Parts, episodes: FixedEpisodes, path: Path) -> None:
+def draw_first(parts: Parts, episodes: RowEpisodes, path: Path) -> None:
     """A picture of the first episode with the model's predictions."""
-    split, algorithm = episodes.split, parts.training.algorithm
-    batch = gather(split, episodes.support[:1], episodes.query[:1])
-    algorithm.eval()
-    with torch.inference_mode(), parts.device.autocast():
-        scores = algorithm.predict(batch)[0].float().cpu()
+    split, batch = episodes.split, episodes.batch(slice(1))
+    scores = parts.training.algorithm.predict(batch)[0].float().cpu()
     first_examples = episodes.support[0, :, 0].contiguous()
     classes = torch.searchsorted(split.first_row, first_examples, right=True) - 1
     support_x, support_y, query_x, query_y = (tensor[0].cpu() for tensor in batch[:4])
     names = [split.classes[c] for c in classes]
     pictures.episode(support_x, support_y, query_x, query_y, scores, names, path)
+
+
+def draw_functions(parts: Parts, episodes: FixedEpisodes, path: Path) -> None:
+    """A picture of the first functions and the model's curves, after some of its inner steps."""
+    algorithm, batch = parts.training.algorithm, episodes.batch(slice(4))
+    if hasattr(algorithm, "stages"):
+        curves = {f"after {n} steps": y for n, y in algorithm.stages(batch).items()}
+    else:
+        curves = {"prediction": algorithm.predict(batch)}
+    support_x, support_y, query_x, query_y = (tensor.cpu() for tensor in batch[:4])
+    on_cpu = {name: y.float().cpu() for name, y in curves.items()}
+    pictures.functions((support_x, support_y), (query_x, query_y), on_cpu, path)
 
 
 def start_trackers(

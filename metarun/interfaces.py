@@ -1,13 +1,41 @@
-"""What an algorithm and a sampler are. Nothing inherits from these: the methods are enough."""
+"""What a data set, a sampler and an algorithm are. Nothing inherits from these: methods are enough.
+
+An algorithm may have three things more, which are used where they are found:
+    regression = True               it predicts real values too, not classes alone;
+    measures(episodes)              {name: values [T]}, what its paper reports beside the accuracy,
+                                    computed on the test episodes and found in results.json;
+    stages(episodes)                {inner steps: outputs [T, Q, way]}, for a regression's picture.
+"""
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from metarun.data.split import Split
 from metarun.episodes import Episodes
+
+
+class Data(Protocol):
+    """A data set: three splits, "train", "val" and "test", opened when they are needed."""
+
+    name: str
+    metric: str  # "accuracy" of classes, or "mse" of values
+    checksum: str
+    outlines: Mapping[str, Any]  # the splits, known by sizes and shapes but without examples
+
+    def open(self, split: str) -> Any:
+        """The split with its examples; what its sampler draws from."""
+
+    def sealed(self, split: str) -> AbstractContextManager[None]:
+        """Within this block the split cannot be opened."""
+
+    def facts(self) -> dict[str, Any]:
+        """Which data this is, exactly: the `data` part of the results."""
+
+    def summary(self) -> str:
+        """One line for the console."""
 
 
 class Algorithm(Protocol):
@@ -17,7 +45,8 @@ class Algorithm(Protocol):
         """A scalar to be minimised, and scalars to be logged, from its sampler's batch."""
 
     def predict(self, episodes: Episodes) -> Tensor:
-        """Scores [T, Q, way] of the query examples; the highest is the predicted class."""
+        """Outputs [T, Q, way] of the query examples: scores of classes, the highest of which is
+        the predicted one, or values. It draws no random numbers."""
 
     # What the loop uses of nn.Module.
     training: bool
@@ -36,8 +65,8 @@ class Sampler(Protocol):
     @property
     def tasks(self) -> int: ...
 
-    def check(self, split: Split) -> None:
+    def check(self, split: Any) -> None:
         """Raise UserError when the split is too small; its examples need not be there."""
 
-    def __call__(self, split: Split, generator: torch.Generator) -> Any:
+    def __call__(self, split: Any, generator: torch.Generator) -> Any:
         """The next batch, on the split's device; all chance comes from the CPU `generator`."""

@@ -2,26 +2,23 @@
 
 from typing import Any
 
-from metarun.data.store import DataSet
 from metarun.device import Device
-from metarun.interfaces import Algorithm
+from metarun.interfaces import Algorithm, Data
 from metarun.train import Progress
 
 
 def header(
     config: dict[str, Any],
     names: dict[str, str],
-    data: DataSet,
+    data: Data,
     algorithm: Algorithm,
     device: Device,
 ) -> dict[str, str]:
     """What will run, in a few rows."""
-    classes = " / ".join(str(len(outline.classes)) for outline in data.outlines.values())
     test, training = config["eval"], config["sampler"]
     rows = {
-        "data": f"{names['data']}, {classes} classes (train / val / test)",
-        "test task": f"{test['way']}-way {test['shot']}-shot, {test['query']} queries a class, "
-        f"{test['episodes']} episodes",
+        "data": f"{names['data']}, {data.summary()}",
+        "test task": f"{task_kind(test, data.metric)}, {test['episodes']} episodes",
         "algorithm": f"{names['algo']}, {names['backbone']}, {parameters(algorithm):,} parameters",
         "device": str(device),
         "seed": str(config["seed"]),
@@ -34,28 +31,28 @@ def header(
     return rows
 
 
+def task_kind(task: dict[str, Any], metric: str) -> str:
+    """What a task is, in a few words."""
+    if metric == "mse":
+        return f"regression from {task['shot']} points, {task['query']} query points"
+    return f"{task['way']}-way {task['shot']}-shot, {task['query']} queries a class"
+
+
 def parameters(algorithm: Algorithm) -> int:
     """Number of learnt numbers."""
     return sum(p.numel() for p in algorithm.parameters() if p.requires_grad)
 
 
 def batch_norm(algorithm: Algorithm) -> str:
-    """Whose statistics batch norm uses in a test: "running" (inductive), "batch" (transductive)."""
+    """Whose statistics batch norm uses in a test: "running" and "support" are inductive, "batch" is
+    transductive; an algorithm that sees to it itself has a `batch_norm_mode` of its own."""
+    if own := getattr(algorithm, "batch_norm_mode", None):
+        return str(own)
     modes = {getattr(module, "batch_norm_mode", None) for module in algorithm.modules()} - {None}
     return ", ".join(sorted(map(str, modes))) or "none"
 
 
-def data_facts(data: DataSet) -> dict[str, Any]:
-    """Which data this was, exactly."""
-    return {
-        "name": data.name,
-        "checksum": data.checksum,
-        "classes": {split: len(outline.classes) for split, outline in data.outlines.items()},
-        "examples": {split: int(outline.first_row[-1]) for split, outline in data.outlines.items()},
-    }
-
-
-def training_facts(progress: Progress) -> dict[str, Any]:
+def training_facts(progress: Progress, metric: str) -> dict[str, Any]:
     """How the tested model was trained and chosen: the `train` and `val` parts of the results."""
     seconds = progress.seconds
     return {
@@ -66,7 +63,7 @@ def training_facts(progress: Progress) -> dict[str, Any]:
             "episodes_per_second": progress.episodes / seconds if seconds else None,
         },
         "val": {
-            "accuracy": progress.best_accuracy,
+            metric: progress.best,
             "ci95": progress.best_ci95,
             "step": progress.best_step,
         }

@@ -40,7 +40,7 @@ class Progress:
     step: int = 0
     episodes: int = 0
     seconds: float = 0.0  # of training itself, without validation
-    best_accuracy: float = -1.0
+    best: float = math.nan  # of the validations: the highest accuracy, or the lowest error
     best_ci95: float = math.nan
     best_step: int = 0
     vals_since_best: int = 0
@@ -64,13 +64,15 @@ def fit(
     split: Split,
     device: Device,
     *,
+    metric: str,
     validate: Callable[[], tuple[float, float]],
     save: Callable[[bool], None],
     stop: Callable[[], bool],
 ) -> Iterator[Record]:
     """Train to the end of `plan`, yielding a record at each line of the log and each validation.
 
-    `validate()` gives the validation accuracy and its half-width; `save(best)` stores `training`;
+    `validate()` gives `metric` ("accuracy", "mse") on the validation episodes and its half-width;
+    `save(best)` stores `training`;
     when `stop()` turns true, the state is saved and Interrupted raised. A loss that is not finite
     raises UserError, and nothing is saved after it.
     """
@@ -98,25 +100,30 @@ def fit(
             yield {**window.close(now), "train/lr": rate}
         if validating:
             refuse_lost_weights(algorithm, now.step)
-            accuracy, ci95 = validate()
-            best = accuracy > now.best_accuracy
+            value, ci95 = validate()
+            best = is_better(value, now.best, metric)
             if best:
-                now.best_accuracy, now.best_ci95, now.best_step = accuracy, ci95, now.step
+                now.best, now.best_ci95, now.best_step = value, ci95, now.step
                 now.vals_since_best = 0
             else:
                 now.vals_since_best += 1
             yield {
                 "step": now.step,
                 "episodes": now.episodes,
-                "val/accuracy": accuracy,
+                f"val/{metric}": value,
                 "val/ci95": ci95,
-                "val/best": now.best_accuracy,
+                "val/best": now.best,
             }
             save(best)  # after its record: what a killed run logged past its checkpoint is redone
             window.restart()
         if stopping or stop():
             save(False)
             raise Interrupted(f"stopped at step {now.step} of {plan.steps}")
+
+
+def is_better(value: float, best: float, metric: str) -> bool:
+    """Whether `value` beats the best so far, which is not a number before the first."""
+    return math.isnan(best) or (value < best if metric == "mse" else value > best)
 
 
 def refuse_lost_weights(algorithm: Algorithm, step: int) -> None:

@@ -3,7 +3,7 @@
     python scripts/bench.py                          every case, on the GPU if there is one
     python scripts/bench.py proto-omni-5w --precision bf16 --rounds 5 --json bench.json
 
-Every case runs through `metarun.train.fit` or `metarun.evaluate.accuracies`, as a run does, on
+Every case runs through `metarun.train.fit` or `metarun.evaluate.answers`, as a run does, on
 made-up images of the data set's shape, kept in memory. Cases take turns, round by round, so that a
 slow minute of the machine falls on all of them; the figures are medians over the rounds, with the
 slowest and fastest round beside them. "outside" is the share of a training step's time that is not
@@ -26,7 +26,7 @@ from metarun.algos.protonet import ProtoNet
 from metarun.backbones.conv4 import Conv4
 from metarun.data.split import Split, stack_classes
 from metarun.device import Device, choose
-from metarun.evaluate import accuracies, fixed_episodes
+from metarun.evaluate import answers, fixed_episodes
 from metarun.samplers.uniform import Uniform
 from metarun.train import Plan, Progress, Training, fit
 
@@ -106,6 +106,7 @@ class Case:
                 Uniform(**task, tasks=1),
                 self.split,
                 self.device,
+                metric="accuracy",
                 validate=lambda: (0.0, 0.0),
                 save=lambda best: None,
                 stop=lambda: False,
@@ -122,7 +123,7 @@ class Case:
         task = {key: self.settings[key] for key in ("way", "shot", "query", "episodes")}
         start = time.perf_counter()
         episodes = fixed_episodes(self.split, name="test", seed=0, within=False, **task)
-        accuracies(self.algorithm, episodes, tasks=4, device=self.device)
+        answers(self.algorithm, episodes, tasks=4, device=self.device)
         return len(episodes) / (time.perf_counter() - start)
 
 

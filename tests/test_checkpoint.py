@@ -62,6 +62,7 @@ def train_until(training, steps, save=lambda best: None):
         Normal(),
         None,
         CPU,
+        metric="accuracy",
         validate=lambda: (1 / (1 + training.progress.step), 0.1),
         save=save,
         stop=lambda: False,

@@ -29,11 +29,11 @@ EXPERIMENTS = sorted(
         ("way=true", "way=true: a whole number is needed"),
         ("optim.lr=big", "optim.lr=big: a number is needed"),
         ("algo.learn_temperature=1", "algo.learn_temperature=1: true or false is needed"),
-        ("way=1", "way=1: it must be at least 2"),
+        ("way=1", "sampler.way=1: it must be at least 2"),
         ("shot=0", "shot=0: it must be at least 1"),
         ("eval.episodes=1", "eval.episodes=1: it must be at least 2"),
         ("algo=protnet", "algo=protnet: there is no such choice, did you mean protonet?"),
-        ("data=omniglt", "did you mean omniglot?; data can be glyphs, image_folder, omniglot"),
+        ("data=omniglt", "did you mean omniglot?; data can be glyphs, harmonics, image_folder"),
         ("experiment=snell2017/omniglot_5way", "snell2017/omniglot_5way_1shot"),
         ("device.precision=fp16", "device.precision=fp16: choose one of fp32, tf32, bf16"),
         ("device.name=tpu", "device.name=tpu: choose auto, cpu, cuda or cuda:NUMBER"),
@@ -78,7 +78,17 @@ def test_refused_at_once(metarun, typed, said):
     [
         ("algo.distance=manhattan", "algo.distance=manhattan: choose one of euclidean, cosine"),
         ("algo.temperature=0", "algo.temperature=0: it must be above 0"),
-        ("backbone.batch_norm=none", "backbone.batch_norm=none: choose one of running, batch"),
+        ("backbone.batch_norm=none algo=maml algo.way=4", "algo.way=4 outputs are learnt, but a"),
+        ("backbone.batch_norm=own", "backbone.batch_norm=own: choose one of running, batch, supp"),
+        (
+            "backbone.batch_norm=running algo=maml",
+            "choose batch (the papers'), support (inductive)",
+        ),
+        ("algo=maml eval.way=4", "set sampler.way and eval.way to 3"),
+        ("eval.way=1", "val split: way=1: a task needs at least 2 classes"),
+        ("algo=siamese sampler=uniform", "trains on pairs, but the sampler draws episodes"),
+        ("sampler=sequences", "on episodes, but the sampler draws sequences: use sampler=uniform"),
+        ("sampler=functions", "sampler=functions: the data has classes: use sampler=uniform"),
         ("data.size=8", "backbone=conv4 takes images of at least 16×16"),
         ("way=65", "train split: way=65, but the split has only 64 classes: lower way to 64"),
         ("eval.way=22", "val split: way=22, but the split has only 21 classes"),
@@ -97,6 +107,10 @@ def test_refused_before_training(metarun, typed, said):
     text = metarun.error(*metarun.data, *typed.split(), "hydra.run.dir=outputs/run")
     assert said in text
     assert not (metarun.folder / "outputs/run").exists()
+
+
+def test_a_classifier_is_refused_a_regression(metarun):
+    assert "use algo=maml, fomaml, anil, reptile or cnp" in metarun.error("data=sinusoid")
 
 
 def test_no_gpu(metarun):
@@ -148,11 +162,20 @@ def test_algorithm_chooses_its_sampler(metarun, capsys):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_runs(metarun, experiment):
     """Every committed experiment composes, and runs for two steps on other data."""
+    text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
     data = [o for o in metarun.data if o.startswith("data")]
+    if "/data: sinusoid" in text:
+        data, small = [], []
+    elif "/backbone: koch2015" in text:
+        data, small = [o for o in data if o != "data.size=16"], ["data.size=90"]
+    elif "/backbone: pixels" in text:
+        small = []
+    else:
+        small = ["backbone.width=4"]
     name = experiment.replace("/", "-")
     short = "train.steps=2 train.val_every=2 eval.episodes=2 eval.val_episodes=2".split()
     metarun.main(
-        *(f"experiment={experiment}", *data, *short, "backbone.width=4", "tracker=none"),
+        *(f"experiment={experiment}", *data, *short, *small, "sampler.tasks=2", "tracker=none"),
         *("device=cpu", f"hydra.run.dir=outputs/{name}"),
     )
     results = metarun.results(name)

@@ -13,6 +13,7 @@ REFERENCE = {
     "name": "2026-01-01",
     "resume": "none",
     "train": {"steps": 100, "val_every": 10, "clip_norm": 0.0},
+    "sampler": {"way": 5},
     "eval": {"way": 5, "within_superclass": False, "episodes": 600},
     "device": {"name": "auto", "precision": "fp32"},
     "backbone": {"_target_": "metarun.backbones.mlp.MLP", "widths": [256, 64]},
@@ -118,7 +119,8 @@ def test_a_name_that_is_a_number():
 @pytest.mark.parametrize(
     ("key", "value", "lowest"),
     [
-        ("way", 1, 2),
+        ("way", 0, 1),
+        ("sampler.way", 1, 2),
         ("seed", -1, 0),
         ("eval.episodes", 1, 2),
         ("train.val_every", 0, 1),

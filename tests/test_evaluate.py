@@ -6,9 +6,10 @@ from torch import nn
 
 from metarun.algos.protonet import ProtoNet
 from metarun.backbones.mlp import MLP
+from metarun.data.functions import sinusoid
 from metarun.data.split import stack_classes
 from metarun.device import Device
-from metarun.evaluate import FixedEpisodes, accuracies, fixed_episodes
+from metarun.evaluate import RowEpisodes, answers, fixed_episodes, fixed_functions
 
 CPU = Device(torch.device("cpu"), "fp32")
 SIZES = [5, 7, 4, 6, 8, 5, 6]
@@ -74,9 +75,9 @@ def test_other_episodes_have_another_sha256(changes):
 
 def test_sha256_tells_support_from_query():
     rows = torch.arange(12).view(2, 3, 2)
-    first = FixedEpisodes(some_split(), rows[..., :1], rows[..., 1:])
-    swapped = FixedEpisodes(some_split(), rows[..., 1:], rows[..., :1])
-    reshaped = FixedEpisodes(
+    first = RowEpisodes(some_split(), rows[..., :1], rows[..., 1:])
+    swapped = RowEpisodes(some_split(), rows[..., 1:], rows[..., :1])
+    reshaped = RowEpisodes(
         some_split(), *(r.reshape(1, 6, 1) for r in (first.support, first.query))
     )
     assert len({first.sha256, swapped.sha256, reshaped.sha256}) == 3
@@ -103,7 +104,7 @@ def test_accuracies_equal_a_loop():
                 distances = [(split.x[row] - mean).square().sum().item() for mean in means]
                 hits.append(distances.index(min(distances)) == label)
         wanted.append(sum(hits) / len(hits))
-    got = accuracies(ProtoNet(nn.Identity()), episodes, tasks=7, device=CPU)
+    got = answers(ProtoNet(nn.Identity()), episodes, tasks=7, device=CPU)["accuracy"]
     assert got.dtype == torch.float64
     assert got.tolist() == wanted
     assert len(set(wanted)) > 3
@@ -112,8 +113,8 @@ def test_accuracies_equal_a_loop():
 @pytest.mark.parametrize("tasks", [1, 7, 100])
 def test_how_many_at_once_does_not_matter(tasks):
     torch.manual_seed(0)
-    evaluate = partial(accuracies, ProtoNet(MLP((4,), [6], "running")), some_episodes(), device=CPU)
-    assert torch.equal(evaluate(tasks=tasks), evaluate(tasks=40))
+    evaluate = partial(answers, ProtoNet(MLP((4,), [6], "running")), some_episodes(), device=CPU)
+    assert torch.equal(evaluate(tasks=tasks)["accuracy"], evaluate(tasks=40)["accuracy"])
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -124,7 +125,7 @@ def test_the_algorithm_is_as_it_was(training):
     seen = []
     algorithm.backbone.register_forward_hook(lambda *_: seen.append(algorithm.backbone.training))
     before = {name: tensor.clone() for name, tensor in algorithm.state_dict().items()}
-    accuracies(algorithm, some_episodes(), tasks=4, device=CPU)
+    answers(algorithm, some_episodes(), tasks=4, device=CPU)
     assert seen == [False] * 10
     assert {module.training for module in algorithm.modules()} == {training}
     for name, tensor in algorithm.state_dict().items():
@@ -134,3 +135,44 @@ def test_the_algorithm_is_as_it_was(training):
         assert not torch.equal(
             algorithm.backbone[2].running_mean, before["backbone.2.running_mean"]
         )
+
+
+def sines(**changes):
+    arguments = {"name": "test", "seed": 0, "episodes": 40, "shot": 3, "query": 5} | changes
+    family = sinusoid([0.1, 5.0], [0.0, 3.0], [-5.0, 5.0]).open("test")
+    return fixed_functions(family, **arguments)
+
+
+class Guess(nn.Module):
+    """Answers every query point with the mean of the support's values."""
+
+    def predict(self, episodes):
+        return episodes.support_y.mean(dim=1, keepdim=True).expand_as(episodes.query_y)
+
+    def measures(self, episodes):
+        return {"support_size": torch.full((len(episodes.query_y),), episodes.support_x.shape[1])}
+
+
+def test_functions_are_fixed_by_name_and_seed():
+    """A shorter list begins a longer one, other names and seeds have other functions."""
+    long, short = sines(episodes=130), sines(episodes=7)
+    assert (len(long), len(short)) == (130, 7)
+    for tensor, beginning in zip(long.tensors, short.tensors, strict=True):
+        assert torch.equal(tensor[:7], beginning)
+    assert sines().sha256 == sines().sha256
+    others = [sines(**c).sha256 for c in ({}, {"name": "val"}, {"seed": 1}, {"shot": 4})]
+    assert len(set(others)) == 4
+
+
+def test_errors_of_functions_equal_a_loop():
+    """The mean squared error of a constant guess, a number at a time; the own measure beside."""
+    episodes = sines()
+    figures = answers(Guess(), episodes, tasks=7, device=CPU, measures=True)
+    assert list(figures) == ["mse", "support_size"]
+    for task in range(40):
+        _, support_y, _, query_y = (t[task].flatten().tolist() for t in episodes.tensors)
+        guess = sum(support_y) / 3
+        wanted = sum((y - guess) ** 2 for y in query_y) / 5
+        assert figures["mse"][task].item() == pytest.approx(wanted, rel=1e-5)
+    assert figures["support_size"].tolist() == [3] * 40
+    assert "support_size" not in answers(Guess(), episodes, tasks=7, device=CPU)

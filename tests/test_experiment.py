@@ -93,7 +93,7 @@ def test_test_split_is_sealed_while_training(metarun, monkeypatch):
 
     monkeypatch.setattr(DataSet, "open", watched)
     metarun.run("name=a")
-    assert opened == ["val", "train", "test"]
+    assert opened == ["val", "val", "train", "test"]  # one episode, to see that all fits together
 
 
 def test_mode_test_repeats_the_test(metarun):
@@ -264,3 +264,48 @@ def test_two_runs_at_once_in_one_folder(metarun):
     process.kill()
     process.wait()
     assert "is in use by another process" in said
+
+
+def test_an_algorithms_own_measures(metarun):
+    """In the results with mean and interval, in the file of episodes, and on the console."""
+    maml = ["algo=maml", "sampler.tasks=2", "algo.measured_steps=[0,2]", "algo.test_steps=2"]
+    test = metarun.run("name=a", *maml)["test"]
+    assert list(test["measures"]) == ["accuracy_after_0", "accuracy_after_2"]
+    assert test["measures"]["accuracy_after_2"] == {"mean": test["accuracy"], "ci95": test["ci95"]}
+    with open(metarun.folder / "outputs/a/episodes.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["accuracy_after_2"] for row in rows] == [row["accuracy"] for row in rows]
+    before = statistics.mean(float(row["accuracy_after_0"]) for row in rows)
+    assert before == pytest.approx(test["measures"]["accuracy_after_0"]["mean"])
+    assert "accuracy after 2" in metarun.capsys.readouterr().out
+    assert (test["metric"], test["batch_norm"]) == ("accuracy", "batch")
+
+
+def test_a_test_may_take_more_inner_steps(metarun):
+    """mode=test may change what only a test uses, and nothing else of the model."""
+    metarun.run("name=a", "algo=maml", "sampler.tasks=2")
+    best = "checkpoint=outputs/a/checkpoints/best.pt"
+    again = metarun.run("name=b", "algo=maml", "mode=test", best, "algo.test_steps=5")
+    measures = metarun.results("a")["test"]["measures"]
+    assert again["test"]["accuracy"] == measures["accuracy_after_5"]["mean"]
+    said = metarun.error(*metarun.data, *QUICK, "algo=maml", "mode=test", best, "backbone.width=4")
+    assert "the checkpoint was trained with backbone.width=8" in said
+
+
+@pytest.mark.parametrize("data", ["sinusoid", "harmonics"])
+def test_a_regression(metarun, data):
+    """The lowest validation error is kept, and the results speak of errors, not of accuracy."""
+    metarun.main(
+        *(f"data={data}", "algo=maml", "algo.inner_lr=0.01", "train.steps=6", "train.val_every=2"),
+        *("eval.episodes=6", "eval.val_episodes=4", "tracker=none", "device=cpu"),
+        "hydra.run.dir=outputs/a",
+    )
+    results, logged = metarun.results("a"), records(metarun, "a")
+    assert results["test"]["metric"] == "mse"
+    assert "accuracy" not in results["test"]
+    vals = [line["val/mse"] for line in logged if "val/mse" in line]
+    assert results["val"]["mse"] == min(vals)
+    assert logged[-1]["test/mse"] == results["test"]["mse"] > 0
+    assert (metarun.folder / "outputs/a/episode.png").exists()
+    assert (metarun.folder / "outputs/a/curves.png").exists()
+    assert "test mse" in metarun.capsys.readouterr().out

@@ -8,7 +8,7 @@ from metarun.backbones.conv4 import Conv4
 from metarun.data import split as split_module
 from metarun.data.split import stack_classes
 from metarun.device import choose
-from metarun.evaluate import accuracies, fixed_episodes
+from metarun.evaluate import answers, fixed_episodes
 from metarun.samplers.uniform import Uniform
 from metarun.seeds import stream
 
@@ -95,7 +95,7 @@ def test_the_same_accuracies(cuda, algorithm):
         split = some_split().to(device.torch_device)
         episodes = fixed_episodes(split, within=False, **arguments)
         algorithm.to(device.torch_device)
-        values.append(accuracies(algorithm, episodes, tasks=8, device=device))
+        values.append(answers(algorithm, episodes, tasks=8, device=device)["accuracy"])
     assert values[1].device.type == "cpu"
     # A query as near to two prototypes as rounding may go either way.
     assert (values[0] - values[1]).abs().sum() <= 2 / 12

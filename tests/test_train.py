@@ -49,7 +49,9 @@ class Square(nn.Module):
 class Run:
     """A training of `algorithm` on the given numbers, with what it did in `records`, `saves`."""
 
-    def __init__(self, numbers, accuracies=(), algorithm=None, stop_at=None, **plan):
+    def __init__(
+        self, numbers, accuracies=(), algorithm=None, stop_at=None, metric="accuracy", **plan
+    ):
         self.algorithm = algorithm or Told()
         optimizer = torch.optim.SGD(self.algorithm.parameters(), lr=0.25)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
@@ -64,6 +66,7 @@ class Run:
             Given(numbers),
             None,
             CPU,
+            metric=metric,
             validate=lambda: (next(self.accuracies, 0.5), 0.01),
             save=lambda best: self.saves.append((self.training.progress.step, best)),
             stop=lambda: self.training.progress.step == self.stop_at,
@@ -123,7 +126,14 @@ def test_the_best_is_chosen_by_validation_accuracy():
     assert run.saves == [(1, True), (2, True), (3, False), (4, False), (5, True), (6, False)]
     assert [best for _, best in run.of("val/best")] == [0.5, 0.7, 0.7, 0.7, 0.8, 0.8]
     progress = run.training.progress
-    assert (progress.best_accuracy, progress.best_ci95, progress.best_step) == (0.8, 0.01, 5)
+    assert (progress.best, progress.best_ci95, progress.best_step) == (0.8, 0.01, 5)
+
+
+def test_the_best_error_is_the_lowest():
+    run = Run(range(1, 5), [0.5, 0.7, 0.2, 0.2], steps=4, val_every=1, metric="mse").go()
+    assert run.saves == [(1, True), (2, False), (3, True), (4, False)]
+    assert [best for _, best in run.of("val/best")] == [0.5, 0.5, 0.2, 0.2]
+    assert run.of("val/mse")[2] == (3, 0.2)
 
 
 def test_an_accuracy_of_zero_is_better_than_none():
@@ -190,7 +200,7 @@ def test_stopping_at_a_validation_keeps_its_result():
     with pytest.raises(Interrupted):
         run.go()
     assert run.saves[0] == (3, True)
-    assert run.training.progress.best_accuracy == 0.9
+    assert run.training.progress.best == 0.9
 
 
 def test_no_steps_do_nothing():

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from metarun.episodes import Episodes
 from metarun.errors import UserError
-from metarun.functional.embedding import embed
+from metarun.functional.embedding import at_least_float32, embed_task
 from metarun.functional.prototypes import class_means, cosine_distances, squared_distances
 
 DISTANCES = {"euclidean": squared_distances, "cosine": cosine_distances}
@@ -47,12 +47,10 @@ class ProtoNet(nn.Module):
     def predict(self, episodes: Episodes) -> Tensor:
         """Scores [T, Q, way]; softmax gives p(y = k | x), eq. 2 with the distance of sec. 2.4."""
         # Support and query go through together, as in the authors' code: batch norm sees both.
-        x = torch.cat([episodes.support_x, episodes.query_x], dim=1)
-        z = embed(self.backbone, x)  # [T, S + Q, D]
+        support_z, query_z = embed_task(self.backbone, episodes.support_x, episodes.query_x)
         # Means and distances want full precision, in whatever precision the backbone computes.
-        with torch.autocast(z.device.type, enabled=False):
-            z = z.to(torch.promote_types(z.dtype, torch.float32))
-            support_z, query_z = z.tensor_split([episodes.support_x.shape[1]], dim=1)
+        with torch.autocast(query_z.device.type, enabled=False):
+            support_z, query_z = (at_least_float32(z).flatten(2) for z in (support_z, query_z))
             prototypes = class_means(support_z, episodes.support_y, episodes.way)
             return -self.distances(query_z, prototypes) / self.log_temperature.exp()
 

@@ -1,12 +1,15 @@
 """Batch normalisation that says whose statistics it uses (Ioffe and Szegedy 2015)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarun.errors import UserError
 
-MODES = ("running", "batch")
+MODES = ("running", "batch", "support", "none")
 
 
 class BatchNorm(nn.Module):
@@ -14,8 +17,12 @@ class BatchNorm(nn.Module):
 
     `mode="running"` trains on the batch's statistics and tests on their running mean: inductive,
     a prediction does not depend on what else is in the batch. `mode="batch"` uses the batch's own
-    statistics always, so a test on a query set is transductive.
+    statistics always, so a test on a query set is transductive. `mode="support"` uses those of the
+    task's support set, which `statistics_of_first` points out: inductive, and still the task's own
+    (the MetaBN of Bronskill et al. 2020, "TaskNorm", sec. 3.2).
     """
+
+    first: int | None = None  # mode "support": the rows that statistics come from; None: all
 
     def __init__(self, channels: int, mode: str, momentum: float = 0.1, eps: float = 1e-5):
         super().__init__()
@@ -43,11 +50,44 @@ class BatchNorm(nn.Module):
                 momentum=self.momentum,
                 eps=self.eps,
             )
-        return batch_normalised(x, self.weight, self.bias, self.eps)
+        return batch_normalised(x, self.weight, self.bias, self.eps, self.first)
 
 
-def batch_normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """x [N, C, ...] with mean `bias` and standard deviation `weight` in each channel.
+def normalisation(channels: int, mode: str) -> nn.Module:
+    """The layer that `backbone.batch_norm` asks for: batch normalisation, or nothing at all."""
+    return nn.Identity() if mode == "none" else BatchNorm(channels, mode)
+
+
+def mode_of(network: nn.Module) -> str:
+    """Whose statistics the network's batch normalisation uses; "none" without one."""
+    modes = [
+        module.batch_norm_mode for module in network.modules() if isinstance(module, BatchNorm)
+    ]
+    return modes[0] if modes else "none"
+
+
+@contextmanager
+def statistics_of_first(network: nn.Module, rows: int) -> Iterator[None]:
+    """Within this block, layers of mode "support" take the first `rows` for the support set."""
+    layers = [
+        module
+        for module in network.modules()
+        if isinstance(module, BatchNorm) and module.batch_norm_mode == "support"
+    ]
+    for layer in layers:
+        layer.first = rows
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.first = None
+
+
+def batch_normalised(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, first: int | None = None
+) -> Tensor:
+    """x [N, C, ...] of which the `first` rows (None: all) have mean `bias` and standard deviation
+    `weight` in each channel.
 
     Written out because torch's own is silently wrong when autograd differentiates through vmap of a
     gradient, as in an inner loop over many tasks.
@@ -55,6 +95,7 @@ def batch_normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Ten
     others = [d for d in range(x.ndim) if d != 1]
     shape = [-1 if d == 1 else 1 for d in range(x.ndim)]
     full = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x  # statistics lose bits
-    centred = full - full.mean(dim=others, keepdim=True)
-    scale = weight.view(shape) * (centred.square().mean(dim=others, keepdim=True) + eps).rsqrt()
+    centred = full - full[:first].mean(dim=others, keepdim=True)
+    variance = centred[:first].square().mean(dim=others, keepdim=True)
+    scale = weight.view(shape) * (variance + eps).rsqrt()
     return (centred * scale + bias.view(shape)).to(x.dtype)

@@ -1,9 +1,11 @@
 """The four-block convolutional network of the few-shot papers ("Conv4", "C64")."""
 
-import torch
-from torch import nn
+from math import prod
 
-from metarun.backbones.batch_norm import BatchNorm
+import torch
+from torch import Tensor, nn
+
+from metarun.backbones.batch_norm import normalisation
 from metarun.errors import UserError
 
 BLOCKS = 4
@@ -13,29 +15,58 @@ class Conv4(nn.Sequential):
     """Four blocks of 3×3 convolution, batch norm, ReLU and 2×2 max-pooling (Vinyals et al. 2016).
 
     Images [N, C, H, W] -> features [N, out_dim], out_dim = width · (H // 16) · (W // 16): 64 for
-    28×28 and 1600 for 84×84 images at width 64.
+    28×28 and 1600 for 84×84 images at width 64. Only the first `pools` blocks pool; relation
+    networks keep the larger map (Sung et al. 2018, fig. 2). With `strides`, convolutions of stride
+    2 take the place of pooling and the last map is averaged: out_dim = width (Finn et al. 2017,
+    sec. 5.2; the average is in their code). Without `flatten` features are maps [N, *out_shape].
     """
 
-    def __init__(self, input_shape: tuple[int, ...], width: int, batch_norm: str):
-        if len(input_shape) != 3 or min(input_shape[1:]) < 2**BLOCKS:
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        width: int,
+        batch_norm: str,
+        pools: int = BLOCKS,
+        strides: bool = False,
+        flatten: bool = True,
+    ):
+        if not 0 <= pools <= BLOCKS:
+            raise UserError(f"backbone.pools={pools}: it must be from 0 to {BLOCKS}")
+        halvings = 0 if strides else pools
+        least = 2**halvings
+        if len(input_shape) != 3 or min(input_shape[1:]) < least:
             raise UserError(
-                f"backbone=conv4 takes images of at least 16×16, not examples of shape "
+                f"backbone=conv4 takes images of at least {least}×{least}, not examples of shape "
                 f"{list(input_shape)}: raise data.size, or use backbone=mlp"
             )
         channels, height, wide = input_shape
-        blocks = [block(width if i else channels, width, batch_norm) for i in range(BLOCKS)]
-        super().__init__(*blocks, nn.Flatten())
-        self.out_dim = width * (height // 2**BLOCKS) * (wide // 2**BLOCKS)
+        layers = [
+            block(width if i else channels, width, batch_norm, pool=i < halvings, strides=strides)
+            for i in range(BLOCKS)
+        ]
+        size = (1, 1) if strides else (height // 2**halvings, wide // 2**halvings)
+        if strides:
+            layers.append(Mean())
+        super().__init__(*layers, *([nn.Flatten()] if flatten else []))
+        self.out_shape = (width, *size)
+        self.out_dim = prod(self.out_shape)
         # Channels last is the layout that fast convolutions use; the activations follow suit.
         self.to(memory_format=torch.channels_last)
 
 
-def block(channels: int, width: int, batch_norm: str) -> nn.Sequential:
-    """One block: [N, channels, H, W] -> [N, width, H // 2, W // 2]."""
+class Mean(nn.Module):
+    """The mean of each map: [N, C, H, W] -> [N, C, 1, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3), keepdim=True)
+
+
+def block(channels: int, width: int, batch_norm: str, *, pool: bool, strides: bool) -> nn.Module:
+    """One block: [N, channels, H, W] -> [N, width, H, W], half as high and wide if it reduces."""
     # Pooling and ReLU commute; pooled first, ReLU has a quarter of the work.
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1),
-        BatchNorm(width, batch_norm),
-        nn.MaxPool2d(2),
+        nn.Conv2d(channels, width, 3, padding=1, stride=2 if strides else 1),
+        normalisation(width, batch_norm),
+        nn.MaxPool2d(2) if pool else nn.Identity(),
         nn.ReLU(),
     )

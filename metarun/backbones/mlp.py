@@ -5,7 +5,7 @@ from math import prod
 
 from torch import nn
 
-from metarun.backbones.batch_norm import BatchNorm
+from metarun.backbones.batch_norm import normalisation
 from metarun.errors import UserError
 
 
@@ -21,6 +21,6 @@ class MLP(nn.Sequential):
         sizes = [prod(input_shape), *widths]
         layers: list[nn.Module] = [nn.Flatten()]
         for size, width in pairwise(sizes):
-            layers += [nn.Linear(size, width), BatchNorm(width, batch_norm), nn.ReLU()]
+            layers += [nn.Linear(size, width), normalisation(width, batch_norm), nn.ReLU()]
         super().__init__(*layers)
         self.out_dim = sizes[-1]

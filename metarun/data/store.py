@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import torch
@@ -33,6 +34,8 @@ def data_folder() -> Path:
 class DataSet:
     """The prepared splits of one data set. Images are read when a split is opened, not before."""
 
+    metric = "accuracy"
+
     def __init__(self, name: str, files: dict[str, Path]):
         self.name = name
         self.files = files
@@ -55,6 +58,20 @@ class DataSet:
             yield
         finally:
             self._sealed.remove(split)
+
+    def facts(self) -> dict[str, Any]:
+        """Which data this was, exactly."""
+        return {
+            "name": self.name,
+            "checksum": self.checksum,
+            "classes": {split: len(outline.classes) for split, outline in self.outlines.items()},
+            "examples": {split: int(o.first_row[-1]) for split, o in self.outlines.items()},
+        }
+
+    def summary(self) -> str:
+        """One line for the console."""
+        classes = " / ".join(str(len(outline.classes)) for outline in self.outlines.values())
+        return f"{classes} classes (train / val / test)"
 
 
 def prepare(name: str, key: str, build: Callable[[], dict[str, Split]]) -> DataSet:

@@ -66,6 +66,8 @@ def draw_examples(
 def refuse_too_few(split: Split, *, way: int, shot: int, query: int) -> None:
     """Raise UserError when the split lacks classes for `way` or examples for shot + query."""
     size = split.first_row.diff()
+    if way < 2:
+        raise UserError(f"way={way}: a task needs at least 2 classes")
     if way > len(size):
         raise UserError(
             f"way={way}, but the split has only {len(size)} classes: lower way to {len(size)}"

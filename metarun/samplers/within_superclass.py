@@ -73,6 +73,8 @@ def refuse_too_small_superclasses(split: Split, *, way: int, shot: int, query: i
     """Raise UserError when no superclass has `way` classes, or a class too few examples."""
     if not len(split.superclass):
         raise UserError("the data has no superclasses: use sampler=uniform")
+    if way < 2:
+        raise UserError(f"way={way}: a task needs at least 2 classes")
     sizes = split.superclass.bincount()
     largest = int(sizes.max())
     if way > largest:

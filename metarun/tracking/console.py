@@ -23,7 +23,7 @@ class Console:
         self.terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
         self.began = time.monotonic()
         self.last_line = (first_step, self.began)  # step and time of the last plain training line
-        self.best = -math.inf
+        self.best = math.nan
         self.bar: Bar | None = None
 
     def header(self, rows: dict[str, str]) -> None:
@@ -41,8 +41,8 @@ class Console:
         """Moves the bar on a training record, writes a line on a validation record."""
         if "train/loss" in record:
             self.train(record)
-        elif "val/accuracy" in record:
-            self.message(self.validation(record))
+        elif metric := metric_of(record, "val/"):
+            self.message(self.validation(record, metric))
 
     def message(self, text: str) -> None:
         """Writes a line, above the bar if there is one."""
@@ -81,12 +81,14 @@ class Console:
             self.last_line = (step, now)
             plain("  ".join([self.step(step), *numbers, self.time_left(step, now)]).rstrip())
 
-    def validation(self, record: Record) -> str:
+    def validation(self, record: Record, metric: str) -> str:
         """One line, as in: step 200  val 87.31 ± 0.84 %  best."""
-        accuracy = record["val/accuracy"]
-        best = accuracy > self.best and accuracy >= record.get("val/best", accuracy)
-        self.best = max(self.best, accuracy)
-        text = f"{self.step(int(record['step']))}  val {percent(accuracy, record.get('val/ci95'))}"
+        value = record[f"val/{metric}"]
+        best = value == record.get("val/best", value) and value != self.best
+        self.best = record.get("val/best", value)
+        text = (
+            f"{self.step(int(record['step']))}  val {shown(metric, value, record.get('val/ci95'))}"
+        )
         return text + ("  best" if best else "")
 
     def step(self, step: int) -> str:
@@ -133,8 +135,9 @@ class Bar:
 
 def train_numbers(record: Record) -> list[str]:
     numbers = [f"loss {record['train/loss']:.4f}"]
-    if "train/accuracy" in record:
-        numbers.append(f"accuracy {100 * record['train/accuracy']:.1f} %")
+    for name in ("accuracy", "verification_accuracy"):
+        if f"train/{name}" in record:
+            numbers.append(f"{name.replace('_', ' ')} {100 * record[f'train/{name}']:.1f} %")
     if "train/episodes_per_second" in record:
         numbers.append(f"{record['train/episodes_per_second']:.0f} episodes/s")
     return numbers
@@ -145,10 +148,14 @@ def result_rows(results: dict) -> dict[str, str]:
     test, val, train = (results.get(part) or {} for part in ("test", "val", "train"))
     rows = {}
     if test:
-        rows["test accuracy"] = percent(test["accuracy"], test.get("ci95"))
+        tested = str(metric_of(test))
+        rows[f"test {tested}"] = shown(tested, test[tested], test.get("ci95"))
+        for name, measure in (test.get("measures") or {}).items():
+            kind = "mse" if name.startswith("mse") else "accuracy"
+            rows[name.replace("_", " ")] = shown(kind, measure["mean"], measure["ci95"])
         rows["test episodes"] = f"{test['episodes']}, interval of 95 %"
-    if "accuracy" in val:
-        rows["val accuracy"] = percent(val["accuracy"], val.get("ci95"))
+    if metric := metric_of(val):
+        rows[f"val {metric}"] = shown(metric, val[metric], val.get("ci95"))
     if "steps" in train:
         rows["trained for"] = f"{train['steps']} steps"
     if "seconds" in results:
@@ -158,11 +165,17 @@ def result_rows(results: dict) -> dict[str, str]:
     return rows
 
 
-def percent(accuracy: float, ci95: float | None = None) -> str:
-    """An accuracy in [0, 1] in percent, with the half-width of its interval if it has one."""
-    if ci95 is None:
-        return f"{100 * accuracy:.2f} %"
-    return f"{100 * accuracy:.2f} ± {100 * ci95:.2f} %"
+def metric_of(values: dict, prefix: str = "") -> str | None:
+    """Which of the metrics the values have: "accuracy", "mse" or neither."""
+    return next((name for name in ("accuracy", "mse") if f"{prefix}{name}" in values), None)
+
+
+def shown(metric: str, value: float, ci95: float | None = None) -> str:
+    """An accuracy in [0, 1] in percent, a mean squared error as it is, with the half-width of its
+    interval if it has one."""
+    unit, scale, places = (" %", 100, 2) if metric == "accuracy" else ("", 1, 4)
+    half = "" if ci95 is None else f" ± {scale * ci95:.{places}f}"
+    return f"{scale * value:.{places}f}{half}{unit}"
 
 
 def duration(seconds: float) -> str:

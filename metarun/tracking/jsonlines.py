@@ -65,7 +65,7 @@ def keep_until_step(path: Path, step: int | None) -> None:
         lines = [
             text
             for text, record in zip(lines, records, strict=True)
-            if record["step"] <= step and "test/accuracy" not in record
+            if record["step"] <= step and "test/episodes" not in record
         ]
     kept = b"".join(text + b"\n" for text in lines)
     if kept != content:

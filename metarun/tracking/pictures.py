@@ -1,4 +1,4 @@
-"""Pictures of a run: its learning curves, and one test episode with what was predicted.
+"""Pictures of a run: its learning curves, and test episodes with what was predicted.
 
 Drawn with matplotlib's objects and not with pyplot: no window system, no state between two runs.
 """
@@ -20,47 +20,57 @@ LINE, PALE, GOOD, BAD, GREY = "#1f5fa8", "#a9c4e4", "#2e8b57", "#c8402f", "#6666
 ROWS, SUPPORT, QUERIES = 10, 5, 6  # classes, and examples of each, shown at most
 
 
-def curves(records: list[dict], path: Path) -> bool:
-    """Draws loss and accuracy against the step; False, and no file, if there is nothing to draw."""
+def curves(records: list[dict], path: Path, metric: str = "accuracy") -> bool:
+    """Draws loss and `metric` ("accuracy", "mse") against the step; False, and no file, if there is
+    nothing to draw."""
+    scale, unit = (100, " %") if metric == "accuracy" else (1, "")
     train = column(records, "train/loss")
-    val = column(records, "val/accuracy")
+    val = column(records, f"val/{metric}")
     if not train[0] and not val[0]:
         return False
     figure = new_figure(9, 3.4)
-    loss, accuracy = figure.subplots(1, 2)
+    loss, merit = figure.subplots(1, 2)
 
     loss.plot(*train, color=PALE if val[0] else LINE, linewidth=1, label="train")
     if any("val/loss" in record for record in records):
         loss.plot(*column(records, "val/loss"), color=LINE, marker=dots(val[0]), label="validation")
     loss.set_ylabel("loss")
 
-    steps, fraction = column(records, "train/accuracy")
-    accuracy.plot(steps, in_percent(fraction), color=PALE, linewidth=1, label="train")
-    steps, fraction = val
+    steps, values = column(records, f"train/{metric}")
+    merit.plot(steps, [scale * v for v in values], color=PALE, linewidth=1, label="train")
+    steps, values = val
     if steps:
-        accuracy.plot(
-            steps, in_percent(fraction), color=LINE, marker=dots(steps), label="validation"
+        merit.plot(
+            *(steps, [scale * v for v in values]),
+            color=LINE,
+            marker=dots(steps),
+            label="validation",
         )
-        bounds = [r for r in records if r.get("val/accuracy") is not None and "val/ci95" in r]
-        accuracy.fill_between(
+        bounds = [r for r in records if r.get(f"val/{metric}") is not None and "val/ci95" in r]
+        merit.fill_between(
             [r["step"] for r in bounds],
-            [100 * (r["val/accuracy"] - (r["val/ci95"] or 0)) for r in bounds],
-            [100 * (r["val/accuracy"] + (r["val/ci95"] or 0)) for r in bounds],
+            [scale * (r[f"val/{metric}"] - (r["val/ci95"] or 0)) for r in bounds],
+            [scale * (r[f"val/{metric}"] + (r["val/ci95"] or 0)) for r in bounds],
             color=LINE,
             alpha=0.15,
             linewidth=0,
         )
-    test = next((r for r in reversed(records) if r.get("test/accuracy") is not None), None)
+    test = next((r for r in reversed(records) if r.get(f"test/{metric}") is not None), None)
     if test:
-        text = f"test {100 * test['test/accuracy']:.2f}"
+        text = f"test {scale * test[f'test/{metric}']:.2f}"
         if test.get("test/ci95") is not None:
-            text += f" ± {100 * test['test/ci95']:.2f}"
-        accuracy.axhline(
-            100 * test["test/accuracy"], color=GOOD, linestyle=(0, (4, 3)), label=f"{text} %"
+            text += f" ± {scale * test['test/ci95']:.2f}"
+        merit.axhline(
+            scale * test[f"test/{metric}"],
+            color=GOOD,
+            linestyle=(0, (4, 3)),
+            label=f"{text}{unit}",
         )
-    accuracy.set_ylabel("accuracy, %")
+    merit.set_ylabel("accuracy, %" if metric == "accuracy" else "mean squared error")
+    if metric == "mse":
+        merit.set_yscale("log")
 
-    for axes in (loss, accuracy):
+    for axes in (loss, merit):
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
@@ -132,6 +142,42 @@ def episode(
     return True
 
 
+def functions(
+    support: tuple[Tensor, Tensor],
+    query: tuple[Tensor, Tensor],
+    predictions: dict[str, Tensor],
+    path: Path,
+) -> None:
+    """Draws regressions side by side: the truth, the support points, and each prediction by name.
+
+    Inputs and values of the support [T, S, 1], of the query [T, Q, 1], like each prediction.
+    """
+    (support_x, support_y), (query_x, query_y) = support, query
+    from matplotlib import colormaps
+
+    tasks = len(query_x)
+    figure = new_figure(3.4 * tasks, 3.2)
+    shades = colormaps["viridis"].resampled(len(predictions) + 1)
+    for task, axes in enumerate(figure.subplots(1, tasks, squeeze=False)[0]):
+        order = query_x[task, :, 0].argsort()
+        x = query_x[task, order, 0].numpy()
+        axes.plot(x, query_y[task, order, 0].numpy(), color="black", linewidth=2, label="truth")
+        for i, (name, y) in enumerate(predictions.items()):
+            axes.plot(x, y[task, order, 0].numpy(), color=shades(i), linewidth=1.2, label=name)
+        points = support_x[task, :, 0].numpy(), support_y[task, :, 0].numpy()
+        axes.plot(*points, "^", color=BAD, markersize=6, label="support")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(f"test function {task + 1}", loc="left", color=GREY, fontsize=10)
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(predictions) + 2,
+        frameon=False,
+        fontsize=9,
+    )
+    save(figure, path)
+
+
 def heading(axes: "Axes", text: str) -> "Text":
     """Words above the first picture of a group."""
     return axes.set_title(text, loc="left", color=GREY, fontsize=10)
@@ -170,10 +216,6 @@ def column(records: list[dict], key: str) -> tuple[list[float], list[float]]:
     """Steps and values of the records that have this key."""
     having = [record for record in records if record.get(key) is not None]
     return [record["step"] for record in having], [record[key] for record in having]
-
-
-def in_percent(values: list[float]) -> list[float]:
-    return [100 * value for value in values]
 
 
 def dots(steps: list[float]) -> str | None:

@@ -263,8 +263,10 @@ def flat(results: dict) -> dict[str, Any]:
         for key, value in (results.get(part) or {}).items()
         if isinstance(value, int | float)
     }
-    if "accuracy" in (results.get("val") or {}):
-        summary["val/best"] = results["val"]["accuracy"]
+    for name, measure in ((results.get("test") or {}).get("measures") or {}).items():
+        summary[f"test/{name}"] = measure["mean"]
+    for metric in {"accuracy", "mse"} & (results.get("val") or {}).keys():
+        summary["val/best"] = results["val"][metric]
     return summary
 
 

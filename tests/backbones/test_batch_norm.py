@@ -176,5 +176,5 @@ def test_bfloat16_in_and_out(mode):
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(UserError, match=r"backbone.batch_norm=none: choose one of running, batch"):
-        BatchNorm(3, "none")
+    with pytest.raises(UserError, match=r"backbone.batch_norm=own: choose one of running, batch"):
+        BatchNorm(3, "own")

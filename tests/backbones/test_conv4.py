@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from metarun.backbones.batch_norm import BatchNorm
 from metarun.backbones.conv4 import Conv4
 from metarun.errors import UserError
 
@@ -72,3 +73,42 @@ def test_examples_that_are_not_large_images_are_refused(shape):
     numbers = ", ".join(map(str, shape))
     with pytest.raises(UserError, match=rf"at least 16×16, not .* \[{numbers}\]: raise data.size"):
         Conv4(shape, width=64, batch_norm="running")
+
+
+def test_fewer_pools_keep_a_larger_map():
+    """28 // 4 = 7, as it is or flattened."""
+    maps = Conv4((1, 28, 28), width=8, batch_norm="running", pools=2, flatten=False)
+    assert maps.out_shape == (8, 7, 7)
+    assert maps(torch.zeros(2, 1, 28, 28)).shape == (2, 8, 7, 7)
+    flat = Conv4((1, 28, 28), width=8, batch_norm="running", pools=2)
+    flat.load_state_dict(maps.state_dict())
+    assert flat.out_dim == 8 * 7 * 7
+    x = images(2, 1, 28, 28).float()
+    assert torch.equal(flat.eval()(x), maps.eval()(x).flatten(1))
+
+
+def test_strides_equal_torchs_own_layers():
+    """Finn's: convolutions of stride 2, batch norm, ReLU, and the mean of the last map."""
+    torch.manual_seed(0)
+    backbone = Conv4((1, 28, 28), width=5, batch_norm="batch", strides=True).double()
+    x = images(6, 1, 28, 28)
+    wanted, sizes = x, []
+    for ours in list(backbone)[:4]:
+        wanted = nn.functional.conv2d(wanted, ours[0].weight, ours[0].bias, stride=2, padding=1)
+        wanted = nn.functional.batch_norm(wanted, None, None, training=True).relu()
+        sizes.append(wanted.shape[2])
+    assert sizes == [14, 7, 4, 2]
+    torch.testing.assert_close(backbone(x), wanted.mean(dim=(2, 3)))
+    assert backbone.out_dim == 5
+
+
+def test_no_batch_norm():
+    backbone = Conv4((1, 16, 16), width=4, batch_norm="none")
+    assert not [m for m in backbone.modules() if isinstance(m, BatchNorm)]
+    assert backbone(torch.zeros(2, 1, 16, 16)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("pools", [-1, 5])
+def test_a_number_of_pools_that_cannot_be(pools):
+    with pytest.raises(UserError, match=rf"backbone.pools={pools}: it must be from 0 to 4"):
+        Conv4((1, 28, 28), width=8, batch_norm="running", pools=pools)

@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 
-from metarun.tracking.console import Console, duration, percent, result_rows
+from metarun.tracking.console import Console, duration, result_rows, shown
 
 RUN = """
 import sys
@@ -107,7 +107,7 @@ def test_a_broken_off_run_closes_without_results(capsys):
 
 
 def test_numbers():
-    assert percent(0.5) == "50.00 %"
-    assert percent(0.98765, 0.00123) == "98.77 ± 0.12 %"
+    assert shown("accuracy", 0.5) == "50.00 %"
+    assert shown("accuracy", 0.98765, 0.00123) == "98.77 ± 0.12 %"
     assert [duration(s) for s in (0.2, 59.6, 3599, 3600)] == ["0:00", "1:00", "59:59", "1:00:00"]
     assert result_rows({"status": "trained"}) == {}

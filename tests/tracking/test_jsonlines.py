@@ -39,7 +39,7 @@ def test_resuming_drops_what_is_done_again(tmp_path):
     for step in (100, 200, 300):
         first.log({"step": step, "train/loss": 1.0})
         first.log({"step": step, "val/accuracy": 0.5})
-    first.log({"step": 200, "test/accuracy": 0.5})
+    first.log({"step": 200, "test/accuracy": 0.5, "test/episodes": 600})
     first.close()
     with path.open("a") as file:
         file.write('{"step": 350, "train/lo')

@@ -86,3 +86,26 @@ def test_the_shown_range_undoes_normalising_and_survives_a_flat_channel():
     assert high.flatten().tolist() == [5, 7]
     low, high = pictures.grey_range(x)
     assert (high > low).all()
+
+
+def test_curves_of_a_regression(tmp_path):
+    logged = [{"step": 1, "train/loss": 3.0, "train/mse": 3.0}, {"step": 1, "val/mse": 2.5}]
+    path = tmp_path / "curves.png"
+    assert pictures.curves([*logged, {"step": 1, "test/mse": 2.0, "test/ci95": 0.1}], path, "mse")
+    assert not pictures.curves(logged[1:], tmp_path / "none.png", "accuracy")
+    assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]
+
+
+def test_functions_with_their_predictions(tmp_path):
+    """One panel a task; a prediction that is the truth hides it."""
+    x = torch.rand(3, 20, 1, generator=torch.Generator().manual_seed(0))
+    y = x.sin()
+    path = tmp_path / "episode.png"
+    widths = []
+    for tasks in (1, 3):
+        given = (x[:tasks, :4], y[:tasks, :4])
+        predictions = {"after 0 steps": 0 * y[:tasks], "after 1 steps": y[:tasks]}
+        pictures.functions(given, (x[:tasks], y[:tasks]), predictions, path)
+        with Image.open(path) as image:
+            widths.append(image.width)
+    assert widths[1] == pytest.approx(3 * widths[0], rel=0.02)

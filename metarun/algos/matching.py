@@ -1,0 +1,85 @@
+"""Matching networks: classify a query by attention over the support set.
+
+Vinyals, Blundell, Lillicrap, Kavukcuoglu and Wierstra, "Matching Networks for One Shot Learning",
+2016, arXiv:1606.04080. Equation and section numbers are that paper's. Shapes: T tasks, S support
+and Q query examples of a task, D features.
+
+Where the paper is silent: f' and g' are one network, as in its experiments on images; the attention
+LSTM starts at h_0 = f'(x), which is its own skip connection with nothing read yet, and c_0 = 0. The
+support LSTM reads the examples in the order in which the episode has them, in training and in tests
+(class by class, the classes in random order): no label is read, so renaming the classes renames the
+scores, and the same episode always gets the same scores.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metarun.episodes import Episodes
+from metarun.errors import UserError
+from metarun.functional.embedding import at_least_float32, embed_task, out_dim
+from metarun.functional.prototypes import cosine_distances
+
+
+class MatchingNet(nn.Module):
+    """Softmax attention by cosine similarity, in the space of `backbone`.
+
+    With `fce`, full context embeddings (sec. 2.1.2): each support example is embedded in the light
+    of the others, and each query in that of the support set, in `processing_steps` steps of
+    attention. The cosines are divided by `temperature`, which is 1 in the paper.
+    """
+
+    def __init__(self, backbone: nn.Module, fce: bool, processing_steps: int, temperature: float):
+        super().__init__()
+        if temperature <= 0:
+            raise UserError(f"algo.temperature={temperature}: it must be above 0")
+        self.backbone, self.temperature = backbone, temperature
+        self.context = FullContext(out_dim(backbone), processing_steps) if fce else None
+
+    def predict(self, episodes: Episodes) -> Tensor:
+        """Scores [T, Q, way]: the logarithm of p(y = k | x, S), eq. 1."""
+        support_z, query_z = embed_task(self.backbone, episodes.support_x, episodes.query_x)
+        # Attention wants full precision, in whatever precision the backbone computes.
+        with torch.autocast(query_z.device.type, enabled=False):
+            g, f = (at_least_float32(z).flatten(2) for z in (support_z, query_z))  # maps, too
+            if self.context is not None:
+                g, f = self.context(g, f)
+            cosines = 1 - cosine_distances(f, g)
+            log_attention = (cosines / self.temperature).log_softmax(dim=-1)  # [T, Q, S]
+            # Eq. 1 sums each class's attention; summing exponentials of logarithms never meets 0.
+            members = F.one_hot(episodes.support_y, episodes.way).bool()  # [T, S, way]
+            others = ~members[:, None]
+            return log_attention[..., None].masked_fill(others, -torch.inf).logsumexp(dim=2)
+
+    def loss(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean negative log-likelihood of the query labels, in nats (eq. 2)."""
+        scores = self.predict(episodes)
+        loss = F.nll_loss(scores.flatten(0, 1), episodes.query_y.flatten())
+        return loss, {"accuracy": (scores.argmax(-1) == episodes.query_y).float().mean()}
+
+
+class FullContext(nn.Module):
+    """Support and query embeddings that depend on the whole support set (appendix A)."""
+
+    def __init__(self, features: int, processing_steps: int):
+        super().__init__()
+        if processing_steps < 1:
+            raise UserError(f"algo.processing_steps={processing_steps}: it must be at least 1")
+        self.support_lstm = nn.LSTM(features, features, bidirectional=True, batch_first=True)
+        # LSTM(f', [h, r], c) of eq. 3 is linear in all three: r may as well stand beside f'.
+        self.query_lstm = nn.LSTMCell(2 * features, features)
+        self.processing_steps = processing_steps
+
+    def forward(self, support_z: Tensor, query_z: Tensor) -> tuple[Tensor, Tensor]:
+        """g(x_i, S) and f(x, S) from g'(x_i) and f'(x): [T, S, D], [T, Q, D] -> the same shapes."""
+        forth, back = self.support_lstm(support_z)[0].chunk(2, dim=-1)
+        g = forth + back + support_z  # appendix A.2
+        h, c = query_z, torch.zeros_like(query_z)
+        for _ in range(self.processing_steps):
+            r = (h @ g.mT).softmax(dim=-1) @ g  # eqs. 5 and 6
+            states = self.query_lstm(
+                torch.cat([query_z, r], dim=-1).flatten(0, 1), (h.flatten(0, 1), c.flatten(0, 1))
+            )
+            h, c = (state.unflatten(0, query_z.shape[:2]) for state in states)
+            h = h + query_z  # eq. 4
+        return g, h

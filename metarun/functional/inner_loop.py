@@ -1,0 +1,92 @@
+"""Gradient descent on every task's support set, for all tasks at once and differentiable.
+
+Shapes: T tasks, S support and Q query examples of a task. Nothing here changes a module's own
+parameters, and under torch.no_grad nothing keeps a graph.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+
+from metarun.backbones.batch_norm import mode_of, statistics_of_first
+from metarun.episodes import Episodes
+from metarun.errors import UserError
+from metarun.functional.objective import task_loss
+
+Params = dict[str, Tensor]
+Rates = Mapping[str, float | Tensor]
+
+
+def descent(
+    loss: Callable[[Params], Tensor], params: Params, rates: Rates, steps: int, first_order: bool
+) -> Iterator[Params]:
+    """`params` after 0, 1, …, `steps` steps down the gradient of `loss`.
+
+    Only the parameters that `rates` names move. With `first_order` each gradient is a constant to
+    whoever differentiates the result (Finn et al. 2017, sec. 5.2).
+    """
+    yield params
+    for _ in range(steps):
+        moving = {name: params[name] for name in rates}
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
+            grads = grad(lambda moving, params=params: loss({**params, **moving}))(moving)
+        params = params | {name: params[name] - rates[name] * grads[name] for name in rates}
+        yield params
+
+
+def outputs_after(
+    learner: nn.Module,
+    episodes: Episodes,
+    rates: Rates,
+    steps: Sequence[int],
+    *,
+    first_order: bool,
+    initial: Callable[[Tensor, Tensor], Params] | None = None,
+) -> dict[int, Tensor]:
+    """The learner's query outputs [T, Q, way] after so many inner steps on each support set.
+
+    `initial(support_x, support_y)` gives one task's first parameters; by default they are the
+    learner's own. Always in full precision: bfloat16 spoils the gradient of a gradient.
+    """
+
+    def of_task(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> dict[int, Tensor]:
+        own: Params = dict(learner.named_parameters())
+        first = initial(support_x, support_y) if initial else own
+
+        def support_loss(params: Params) -> Tensor:
+            return task_loss(functional_call(learner, params, support_x), support_y)
+
+        path = descent(support_loss, first, rates, max(steps, default=0), first_order)
+        return {
+            step: query_outputs(learner, params, support_x, query_x)
+            for step, params in enumerate(path)
+            if step in steps
+        }
+
+    with torch.autocast(episodes.query_x.device.type, enabled=False):
+        return torch.vmap(of_task, randomness="different")(
+            episodes.support_x, episodes.support_y, episodes.query_x
+        )
+
+
+def query_outputs(learner: nn.Module, params: Params, support_x: Tensor, query_x: Tensor) -> Tensor:
+    """One task's query outputs [Q, way] under `params`.
+
+    Batch norm takes the query set's statistics, or in mode "support" the support set's.
+    """
+    if mode_of(learner) != "support":
+        return functional_call(learner, params, query_x)
+    support = len(support_x)
+    with statistics_of_first(learner, support):
+        return functional_call(learner, params, torch.cat([support_x, query_x]))[support:]
+
+
+def refuse_running_statistics(backbone: nn.Module) -> None:
+    """Raise UserError for batch norm that remembers: each task adapts to statistics of its own."""
+    if mode_of(backbone) == "running":
+        raise UserError(
+            "backbone.batch_norm=running: an inner loop has no running statistics: "
+            "choose batch (the papers'), support (inductive) or none"
+        )

@@ -1,0 +1,38 @@
+"""What is minimised and what is reported, by the kind of the targets.
+
+Whole-number targets are classes, and outputs [..., way] their scores; real targets are values, and
+outputs of the same shape the predictions. T tasks, Q query examples of a task.
+"""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def task_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of scores [..., way] for classes [...], or mean squared error."""
+    if targets.is_floating_point():
+        return F.mse_loss(outputs, targets)
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+
+def per_task(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Each task's accuracy in [0, 1] or mean squared error: [T, Q, way], [T, Q, ...] -> [T]."""
+    if targets.is_floating_point():
+        return (outputs - targets).square().double().flatten(1).mean(dim=1)
+    return (outputs.argmax(-1) == targets).double().mean(dim=1)
+
+
+def merit(targets: Tensor) -> str:
+    """What `per_task` measures: "accuracy" for classes, "mse" for values."""
+    return "mse" if targets.is_floating_point() else "accuracy"
+
+
+def measured(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """What the log shows of a batch of tasks: its mean accuracy, or its mean squared error."""
+    return {merit(targets): per_task(outputs.detach(), targets).mean()}
+
+
+def after_each(outputs: dict[int, Tensor], targets: Tensor) -> dict[str, Tensor]:
+    """Each task's figure [T] after so many inner steps, as "accuracy_after_3" or "mse_after_3"."""
+    name = merit(targets)
+    return {f"{name}_after_{n}": per_task(values, targets) for n, values in outputs.items()}
