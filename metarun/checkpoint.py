@@ -26,7 +26,7 @@ INCIDENTAL = [
 # What a test may change of the model that was trained.
 AT_TEST = [
     *("algo.inner_lr", "algo.test_steps", "algo.test_batch", "algo.transductive"),
-    "algo.measured_steps",
+    *("algo.measured_steps", "algo.running_statistics"),
 ]
 
 

@@ -59,6 +59,10 @@ LOWEST = {
     "algo.inner_batch": 1,
     "algo.test_batch": 1,
     "algo.hidden": 1,
+    "algo.measured_steps": 0,
+    "algo.multi_step_loss_steps": 0,
+    "algo.first_order_steps": 0,
+    "algo.lowest_lr": 0,
     "algo.shot": 1,
     "algo.width": 1,
     "algo.processing_steps": 1,
@@ -96,7 +100,8 @@ def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -
             )
     for key, lowest in LOWEST.items():
         value = values.get(key)
-        if isinstance(value, int | float) and value < lowest:
+        least = min(value, default=lowest) if isinstance(value, list) else value
+        if isinstance(least, int | float) and least < lowest:
             raise UserError(f"{key}={shown(value)}: it must be at least {lowest}")
     name = values["device.name"]
     if not (name in ("auto", "cpu", "cuda") or re.fullmatch(r"cuda:\d+", name)):

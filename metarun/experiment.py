@@ -150,6 +150,8 @@ def refuse_another_kind(config: DictConfig, data: Data, sampler: Sampler) -> Non
             f"{algorithm.__name__} tells classes apart, but this data is a regression: "
             "use algo=maml, fomaml, anil, reptile or cnp"
         )
+    if data.metric == "mse" and not isinstance(sampler, Functions):
+        raise UserError(f"data={data.name} has functions and no classes: use sampler=functions")
     loss, draw = algorithm.loss, type(sampler).__call__
     wanted = next((kind for k, kind in get_type_hints(loss).items() if k != "return"), None)
     drawn = get_type_hints(draw).get("return")
@@ -204,6 +206,8 @@ def build(config: DictConfig, key: str, **arguments: Any) -> Any:
     try:
         inspect.signature(get_object(target)).bind_partial(**dict.fromkeys(given | {*arguments}))
     except TypeError as error:
+        if key == "backbone":
+            raise UserError(f"{unsuited(config, key, error)}: use backbone=conv4") from None
         raise unsuited(config, key, error) from None
     try:
         return instantiate(config[key], _convert_="all", **arguments)

@@ -53,7 +53,7 @@ class MAML(nn.Module):
         return {name: self.inner_lr for name, _ in self.learner.named_parameters()}
 
     def outputs_after(self, episodes: Episodes, steps: Sequence[int]) -> dict[int, Tensor]:
-        """Query outputs [T, Q, way] after each of `steps` numbers of inner steps (eq. 1)."""
+        """Query outputs [T, Q, way] after each of `steps` numbers of inner steps (sec. 2.2)."""
         refuse_other_way(episodes, self.way)
         return outputs_after(
             self.learner, episodes, self.rates(), steps, first_order=self.first_order

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
-from metarun.backbones.batch_norm import BatchNorm
+from metarun.backbones.batch_norm import BatchNorm, mode_of
 from metarun.episodes import Episodes, refuse_other_way
 from metarun.errors import UserError
 from metarun.functional.embedding import out_dim
@@ -56,6 +56,11 @@ class MAMLPlusPlus(nn.Module):
                 f"algo.measured_steps={measured_steps}: rates are learnt for the first "
                 f"{inner_steps} steps (algo.inner_steps) only"
             )
+        if mode_of(backbone) == "support":
+            raise UserError(
+                "backbone.batch_norm=support: each inner step has statistics of its own here: "
+                "leave it at batch, and choose by algo.running_statistics"
+            )
         give_each_step_its_own(backbone, inner_steps, running_statistics)
         head = nn.Linear(out_dim(backbone), way)
         self.learner = nn.Sequential(OrderedDict(body=backbone, head=head))
@@ -73,7 +78,7 @@ class MAMLPlusPlus(nn.Module):
         return self.adapted(episodes, [self.inner_steps])[0][self.inner_steps]
 
     def loss(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted mean of the query losses after each inner step (eq. 3)."""
+        """Weighted mean of the query losses after each inner step (eq. 4)."""
         weights = self.loss_weights()
         steps = [step for step, weight in enumerate(weights, start=1) if weight]
         first_order = self.outer_step < self.first_order_steps

@@ -20,9 +20,9 @@ from metarun.functional.objective import after_each, measured, task_loss
 class MetaSGD(nn.Module):
     """`backbone` and a linear head of `way` outputs, and α, as many learning rates as parameters.
 
-    θ' = θ − α ∘ ∇L (eq. 3), with both θ and α meta-learnt; α starts uniform in [`lowest_lr`,
-    `highest_lr`] and may become negative, as in the paper. It takes a single inner step; more
-    `inner_steps` share α.
+    θ' = θ − α ∘ ∇L (eq. 2), with both θ and α meta-learnt; α starts at one value for all, drawn
+    from [`lowest_lr`, `highest_lr`], and may become negative, as in the paper. It takes a single
+    inner step; more `inner_steps` share α.
     """
 
     regression = True
@@ -45,9 +45,8 @@ class MetaSGD(nn.Module):
         refuse_running_statistics(backbone)
         head = nn.Linear(out_dim(backbone), way)
         self.learner = nn.Sequential(OrderedDict(body=backbone, head=head))
-        self.rates = nn.ParameterList(
-            torch.empty_like(p).uniform_(lowest_lr, highest_lr) for p in self.learner.parameters()
-        )
+        rate = lowest_lr + (highest_lr - lowest_lr) * torch.rand(())
+        self.rates = nn.ParameterList(rate * torch.ones_like(p) for p in self.learner.parameters())
         self.way, self.inner_steps, self.first_order = way, inner_steps, first_order
         self.measured_steps = measured_steps
 
@@ -63,7 +62,7 @@ class MetaSGD(nn.Module):
         return self.outputs_after(episodes, [self.inner_steps])[self.inner_steps]
 
     def loss(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss on the query sets under the adapted parameters (eq. 4)."""
+        """Mean loss on the query sets under the adapted parameters (eq. 3)."""
         outputs = self.predict(episodes)
         return task_loss(outputs, episodes.query_y), measured(outputs, episodes.query_y)
 

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from metarun.data.split import CPU
 from metarun.data.store import SPLITS, sha256
+from metarun.errors import UserError
 
 # draw(tasks, points, generator) -> x [T, N, 1], y [T, N, 1]
 Draw = Callable[[int, int, Generator], tuple[Tensor, Tensor]]
@@ -70,6 +71,8 @@ class FunctionData:
 def sinusoid(amplitude: list[float], phase: list[float], x: list[float]) -> FunctionData:
     """y = A sin(x − φ) with A, φ and x uniform in the given ranges (Finn et al. 2017, sec. 5.1)."""
 
+    refuse_no_range(amplitude=amplitude, phase=phase, x=x)
+
     def draw(tasks: int, points: int, generator: Generator) -> tuple[Tensor, Tensor]:
         amplitudes = uniform(amplitude, (tasks, 1, 1), generator)
         phases = uniform(phase, (tasks, 1, 1), generator)
@@ -85,6 +88,8 @@ def harmonics(frequency: list[float], noise: float) -> FunctionData:
     a ~ N(0, 1), b uniform in [0, 2π], ω uniform in the given range; inputs x ~ N(μ, 1) about a
     centre μ of the task's own, uniform in [−4, 4]; `noise` is the standard deviation added to y.
     """
+
+    refuse_no_range(frequency=frequency)
 
     def draw(tasks: int, points: int, generator: Generator) -> tuple[Tensor, Tensor]:
         centres = uniform([-4.0, 4.0], (tasks, 1, 1), generator)
@@ -107,3 +112,10 @@ def uniform(bounds: list[float], shape: tuple[int, ...], generator: Generator) -
     """Numbers uniform between the two `bounds`."""
     low, high = bounds
     return low + (high - low) * torch.rand(shape, generator=generator)
+
+
+def refuse_no_range(**ranges: list[float]) -> None:
+    """Raise UserError unless each is a lowest and a highest value."""
+    for key, bounds in ranges.items():
+        if len(bounds) != 2 or bounds[0] > bounds[1]:
+            raise UserError(f"data.{key}={bounds}: give the lowest and the highest value")

@@ -30,6 +30,7 @@ def descent(
     yield params
     for _ in range(steps):
         moving = {name: params[name] for name in rates}
+        # Not by detaching `params`: the loss may be made of more, such as learnt features.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
             grads = grad(lambda moving, params=params: loss({**params, **moving}))(moving)
         params = params | {name: params[name] - rates[name] * grads[name] for name in rates}

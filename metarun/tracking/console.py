@@ -138,6 +138,8 @@ def train_numbers(record: Record) -> list[str]:
     for name in ("accuracy", "verification_accuracy"):
         if f"train/{name}" in record:
             numbers.append(f"{name.replace('_', ' ')} {100 * record[f'train/{name}']:.1f} %")
+    if "train/mse" in record:
+        numbers.append(f"mse {record['train/mse']:.4f}")
     if "train/episodes_per_second" in record:
         numbers.append(f"{record['train/episodes_per_second']:.0f} episodes/s")
     return numbers

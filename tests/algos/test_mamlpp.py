@@ -70,7 +70,7 @@ def plain(leaves, task, kind, mode="batch", first_order=False, running=None):
 
 
 def plain_loss(leaves, episodes, weights, kind, mode="batch", first_order=False):
-    """Mean over tasks of the weighted sum of each step's query loss (eq. 3)."""
+    """Mean over tasks of the weighted sum of each step's query loss (eq. 4)."""
     total = 0
     for task in range(len(episodes.query_x)):
         of_task = tasks.one_task(episodes, task)

@@ -63,17 +63,19 @@ def test_first_order():
     assert max(g.abs().max() for name, g in first.items() if name.startswith("rates.")) > 1e-3
 
 
-def test_rates_start_uniform_between_the_bounds():
+def test_rates_start_at_one_value_drawn_between_the_bounds():
     torch.manual_seed(0)
     made, settings = tasks.FAMILY["meta_sgd"]
-    bounds = {"lowest_lr": 0.005, "highest_lr": 0.1}
-    algorithm = made(MLP((1, 16, 16), [40, 40], "none"), **(settings | bounds))
-    values = torch.cat([alpha.detach().flatten() for alpha in algorithm.rates])
-    assert len(values) == sum(p.numel() for p in algorithm.learner.parameters()) > 10_000
-    assert values.min() >= 0.005
-    assert values.max() <= 0.1
-    assert values.mean().item() == pytest.approx(0.0525, rel=0.02)
-    assert values.var().item() == pytest.approx(0.095**2 / 12, rel=0.05)
+    settings = settings | {"lowest_lr": 0.005, "highest_lr": 0.1}
+    starts = []
+    for _ in range(100):
+        algorithm = made(MLP((4,), [3], "none"), **settings)
+        values = torch.cat([alpha.detach().flatten() for alpha in algorithm.rates])
+        assert len(values) == sum(p.numel() for p in algorithm.learner.parameters())
+        assert len(values.unique()) == 1
+        starts.append(values[0].item())
+    assert 0.005 <= min(starts) < 0.015
+    assert 0.09 < max(starts) <= 0.1
 
 
 @pytest.mark.parametrize(("lowest", "highest"), [(-0.1, 0.1), (0.2, 0.1)])

@@ -111,3 +111,23 @@ def test_numbers():
     assert shown("accuracy", 0.98765, 0.00123) == "98.77 ± 0.12 %"
     assert [duration(s) for s in (0.2, 59.6, 3599, 3600)] == ["0:00", "1:00", "59:59", "1:00:00"]
     assert result_rows({"status": "trained"}) == {}
+
+
+def test_errors_are_shown_as_they_are(capsys):
+    """The mean squared error has no percent sign, and a lower one is the best."""
+    console = Console(200)
+    console.log({"step": 100, "train/loss": 1.0, "train/mse": 0.25})
+    for step, error, best in ((100, 0.5, 0.5), (150, 0.7, 0.5), (200, 0.125, 0.125)):
+        console.log({"step": step, "val/mse": error, "val/ci95": 0.01, "val/best": best})
+    measure = {"mse_after_3": {"mean": 0.25, "ci95": 0.02}}
+    console.finish(
+        {"test": {"mse": 0.5, "ci95": 0.03, "episodes": 6, "measures": measure}, "val": {"mse": 0.1}}
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert "mse 0.2500" in lines[0]
+    assert lines[1].endswith("val 0.5000 ± 0.0100  best")
+    assert lines[2].endswith("val 0.7000 ± 0.0100")
+    assert lines[3].endswith("val 0.1250 ± 0.0100  best")
+    assert lines[4].split() == ["test", "mse", "0.5000", "±", "0.0300"]
+    assert lines[5].split() == ["mse", "after", "3", "0.2500", "±", "0.0200"]
+    assert lines[-1].split() == ["val", "mse", "0.1000"]
