@@ -12,7 +12,7 @@ from metarun.errors import UserError
 from metarun.interfaces import Algorithm
 from metarun.train import Progress, Training
 
-FORMAT = 1
+FORMAT = 2
 
 # What may differ between an interrupted run and the one that goes on with it.
 INCIDENTAL = [

@@ -45,5 +45,5 @@ def refuse_other_way(episodes: Episodes, way: int) -> None:
     if episodes.way != way:
         raise UserError(
             f"algo.way={way} outputs are learnt, but a task has way={episodes.way}: "
-            f"set sampler.way and eval.way to {way}"
+            f"set way={episodes.way}, or sampler.way and eval.way to {way}"
         )

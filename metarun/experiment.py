@@ -1,6 +1,8 @@
 """The one path from a config to a number: parts, training, test, results. Read this first."""
 
 import inspect
+import math
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +58,7 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
     to keep in the folder. What the user can put right raises UserError, before long work starts
     wherever it can be known by then.
     """
-    started, cpu_started = time.time(), time.process_time()
+    started = time.time()
     with StopSignals() as stop, runfolder.claimed(folder):
         earlier = runfolder.earlier(folder, config.resume, config.mode)
         if earlier and is_done(earlier, config):
@@ -81,7 +83,7 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
             "provenance": provenance(parts.device.torch_device),
             "config": plain(config),
         }
-        with kept(results, folder):
+        with kept(results, folder, earlier or {}):
             for name, text in texts.items():
                 runfolder.write_text(folder / name, text)
             trackers = start_trackers(parts, folder, names, results, resumed=earlier is not None)
@@ -91,7 +93,6 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
                 results |= report.training_facts(parts.training.progress, parts.data.metric)
                 results["test"] = test(parts, folder, trackers)
                 results["seconds"] = round(time.time() - started, 1)
-                results["cpu_seconds"] = round(time.process_time() - cpu_started, 1)
                 results["status"] = "finished"
                 runfolder.write_json(folder / "results.json", results)
                 trackers.finish({**results, "folder": str(folder)})
@@ -148,7 +149,7 @@ def refuse_another_kind(config: DictConfig, data: Data, sampler: Sampler) -> Non
     if data.metric == "mse" and not getattr(algorithm, "regression", False):
         raise UserError(
             f"{algorithm.__name__} tells classes apart, but this data is a regression: "
-            "use algo=maml, fomaml, anil, reptile or cnp"
+            "use algo=maml, anil, reptile, cnp or another that predicts values (see the README)"
         )
     if data.metric == "mse" and not isinstance(sampler, Functions):
         raise UserError(f"data={data.name} has functions and no classes: use sampler=functions")
@@ -206,8 +207,6 @@ def build(config: DictConfig, key: str, **arguments: Any) -> Any:
     try:
         inspect.signature(get_object(target)).bind_partial(**dict.fromkeys(given | {*arguments}))
     except TypeError as error:
-        if key == "backbone":
-            raise UserError(f"{unsuited(config, key, error)}: use backbone=conv4") from None
         raise unsuited(config, key, error) from None
     try:
         return instantiate(config[key], _convert_="all", **arguments)
@@ -218,6 +217,11 @@ def build(config: DictConfig, key: str, **arguments: Any) -> Any:
 def unsuited(config: DictConfig, key: str, error: Exception) -> UserError:
     """What to say when the class that `key` names does not take the values beside it."""
     reason = " ".join(str(error).split())
+    if found := re.fullmatch(r"got an unexpected keyword argument '(\w+)'", reason):
+        return UserError(
+            f"{config[key]._target_} has no {found[1]}, but {key}.{found[1]} is set, by algo= or "
+            f"data= if not by you: choose another {key}="
+        )
     return UserError(f"{key}: its values do not suit {config[key]._target_}: {reason}")
 
 
@@ -283,6 +287,8 @@ def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
         for name, values in figures.items()
         if name != metric
     }
+    if not math.isfinite(value):
+        trackers.console.message(f"the test {metric} is {value}: try a smaller algo.inner_lr")
     record = {f"test/{metric}": value, "test/ci95": ci95, "test/episodes": len(episodes)}
     record |= {f"test/{name}": measure["mean"] for name, measure in measures.items()}
     trackers.log({"step": progress.step, "episodes": progress.episodes, **record})
@@ -393,8 +399,10 @@ def start_trackers(
 
 
 @contextmanager
-def kept(results: dict[str, Any], folder: Path) -> Iterator[None]:
-    """Keeps the folder's results.json telling how the run stands, however it ends."""
+def kept(results: dict[str, Any], folder: Path, earlier: dict[str, Any]) -> Iterator[None]:
+    """Keeps the folder's results.json telling how the run stands, however it ends, and what CPU
+    time it took, that of the `earlier` part of the run included."""
+    spent = earlier.get("cpu_seconds", 0.0) - time.process_time()
     runfolder.write_json(folder / "results.json", results)
     try:
         yield
@@ -403,6 +411,7 @@ def kept(results: dict[str, Any], folder: Path) -> Iterator[None]:
         results |= {"status": "interrupted" if stopped else "failed", "error": str(error)}
         raise
     finally:
+        results["cpu_seconds"] = round(spent + time.process_time(), 1)
         runfolder.write_json(folder / "results.json", results)
 
 

@@ -4,13 +4,13 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from metarun.data.split import Split
 from metarun.device import Device
 from metarun.errors import Interrupted, UserError
 from metarun.interfaces import Algorithm, Sampler
@@ -61,7 +61,7 @@ def fit(
     training: Training,
     plan: Plan,
     sampler: Sampler,
-    split: Split,
+    split: Any,
     device: Device,
     *,
     metric: str,
@@ -72,9 +72,8 @@ def fit(
     """Train to the end of `plan`, yielding a record at each line of the log and each validation.
 
     `validate()` gives `metric` ("accuracy", "mse") on the validation episodes and its half-width;
-    `save(best)` stores `training`;
-    when `stop()` turns true, the state is saved and Interrupted raised. A loss that is not finite
-    raises UserError, and nothing is saved after it.
+    `save(best)` stores `training`; when `stop()` turns true, the state is saved and Interrupted
+    raised. A loss that is not finite raises UserError, and nothing is saved after it.
     """
     now, algorithm = training.progress, training.algorithm
     algorithm.train()

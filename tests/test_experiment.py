@@ -23,7 +23,11 @@ def weights(metarun, name: str, which: str = "last") -> dict:
 
 def same(a: dict, b: dict) -> bool:
     """Whether two sets of weights are equal, bit for bit."""
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    equal = (
+        torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key]
+        for key in a
+    )
+    return a.keys() == b.keys() and all(equal)
 
 
 def records(metarun, name: str) -> list[dict]:
@@ -309,3 +313,29 @@ def test_a_regression(metarun, data):
     assert (metarun.folder / "outputs/a/episode.png").exists()
     assert (metarun.folder / "outputs/a/curves.png").exists()
     assert "test mse" in metarun.capsys.readouterr().out
+
+
+@pytest.mark.parametrize("algo", ["siamese", "mann", "snail", "cnp", "reptile", "mamlpp"])
+def test_gone_on_with_equals_unbroken(metarun, algo):
+    """Whatever an algorithm draws and remembers in training is in its checkpoint."""
+    rate = "schedule.T_max=9" if algo == "mamlpp" else "schedule=constant"  # whatever the steps
+    given = [f"algo={algo}", rate, "sampler.tasks=2"]
+    unbroken = metarun.run("name=a", *given)
+    metarun.run("name=b", *given, "train.steps=2")
+    gone_on = metarun.run("name=b", *given, "resume=auto")
+    assert same(weights(metarun, "a"), weights(metarun, "b"))
+    assert unbroken["test"] == gone_on["test"]
+    assert gone_on["train"]["steps"] == 4
+
+
+def test_a_figure_that_is_not_finite(metarun):
+    """It is null in results.json, which stays JSON, and is told."""
+    metarun.main(
+        *("data=sinusoid", "algo=maml", "algo.inner_lr=1e30", "train.steps=0", "tracker=none"),
+        *("eval.episodes=4", "device=cpu", "hydra.run.dir=outputs/a"),
+    )
+    results = (metarun.folder / "outputs/a/results.json").read_text()
+    assert "NaN" not in results
+    assert "Infinity" not in results
+    assert metarun.results("a")["test"]["mse"] is None
+    assert "try a smaller algo.inner_lr" in metarun.capsys.readouterr().out

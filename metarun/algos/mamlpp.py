@@ -21,7 +21,7 @@ from metarun.backbones.batch_norm import BatchNorm, mode_of
 from metarun.episodes import Episodes, refuse_other_way
 from metarun.errors import UserError
 from metarun.functional.embedding import out_dim
-from metarun.functional.inner_loop import Params
+from metarun.functional.inner_loop import Params, refuse_torchs_batch_norm
 from metarun.functional.objective import after_each, measured, task_loss
 
 KEPT_SHARE = 0.03  # of an early step's first weight in the loss, while the weights move
@@ -36,6 +36,8 @@ class MAMLPlusPlus(nn.Module):
     from all the steps' to the last step's over `multi_step_loss_steps` outer steps (MSL); for the
     first `first_order_steps` of them the inner gradients are constants (DA).
     """
+
+    regression = True
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class MAMLPlusPlus(nn.Module):
                 f"algo.measured_steps={measured_steps}: rates are learnt for the first "
                 f"{inner_steps} steps (algo.inner_steps) only"
             )
+        refuse_torchs_batch_norm(backbone)
         if mode_of(backbone) == "support":
             raise UserError(
                 "backbone.batch_norm=support: each inner step has statistics of its own here: "
@@ -143,7 +146,9 @@ class MAMLPlusPlus(nn.Module):
             return outputs, seen
 
         with torch.autocast(episodes.query_x.device.type, enabled=False):
-            return torch.vmap(of_task)(episodes.support_x, episodes.support_y, episodes.query_x)
+            return torch.vmap(of_task, randomness="different")(
+                episodes.support_x, episodes.support_y, episodes.query_x
+            )
 
     @torch.no_grad()
     def remember(self, statistics: list[Statistics]) -> None:

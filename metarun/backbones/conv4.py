@@ -48,7 +48,7 @@ class Conv4(nn.Sequential):
         if strides:
             layers.append(Mean())
         super().__init__(*layers, *([nn.Flatten()] if flatten else []))
-        self.out_shape = (width, *size)
+        self.out_shape, self.gives_maps = (width, *size), not flatten
         self.out_dim = prod(self.out_shape)
         # Channels last is the layout that fast convolutions use; the activations follow suit.
         self.to(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ def embed(backbone: nn.Module, x: Tensor, support: int) -> Tensor:
     """
     if mode_of(backbone) in ("batch", "support"):
         with statistics_of_first(backbone, support):
-            return torch.vmap(backbone)(x)
+            return torch.vmap(backbone, randomness="different")(x)
     return backbone(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
@@ -36,13 +36,18 @@ def embed_apart(backbone: nn.Module, support_x: Tensor, query_x: Tensor) -> tupl
 
 
 def out_dim(backbone: nn.Module) -> int:
-    """How many features of an example the backbone gives. Raises UserError if it does not tell."""
+    """How many features of an example the backbone gives, as one vector.
+
+    Raises UserError if it does not tell, or gives maps.
+    """
     size = getattr(backbone, "out_dim", None)
     if not isinstance(size, int):
         raise UserError(
             f"{type(backbone).__name__} has no out_dim, the number of its features, which this "
             "algorithm needs: use backbone=conv4 or mlp, or give yours one"
         )
+    if getattr(backbone, "gives_maps", False):
+        raise UserError("backbone.flatten=false: this algorithm needs it to be true")
     return size
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from metarun.backbones.batch_norm import mode_of, statistics_of_first
 from metarun.episodes import Episodes
@@ -85,9 +86,20 @@ def query_outputs(learner: nn.Module, params: Params, support_x: Tensor, query_x
 
 
 def refuse_running_statistics(backbone: nn.Module) -> None:
-    """Raise UserError for batch norm that remembers: each task adapts to statistics of its own."""
+    """Raise UserError for batch norm that remembers, since each task adapts to statistics of its
+    own, and for torch's, whose second derivatives are wrong under vmap."""
+    refuse_torchs_batch_norm(backbone)
     if mode_of(backbone) == "running":
         raise UserError(
             "backbone.batch_norm=running: an inner loop has no running statistics: "
             "choose batch (the papers'), support (inductive) or none"
+        )
+
+
+def refuse_torchs_batch_norm(backbone: nn.Module) -> None:
+    """Raise UserError for a layer of torch's: its second derivatives are wrong under vmap."""
+    if any(isinstance(module, _BatchNorm) for module in backbone.modules()):
+        raise UserError(
+            "backbone: torch's batch norm gives wrong gradients in an inner loop: "
+            "use metarun.backbones.batch_norm.BatchNorm"
         )

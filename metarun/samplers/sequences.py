@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metarun.data.split import Split
 from metarun.errors import UserError
-from metarun.samplers.uniform import draw_tasks
+from metarun.samplers.uniform import draw_tasks, refuse_too_few
 
 
 class Sequences(NamedTuple):
@@ -32,12 +32,8 @@ class SequenceSampler:
 
     def check(self, split: Split) -> None:
         """Raise UserError when the split is too small for these sequences."""
+        refuse_too_few(split, way=self.way, shot=0, query=0)
         size = split.first_row.diff()
-        if self.way > len(size):
-            raise UserError(
-                f"way={self.way}, but the split has only {len(size)} classes: "
-                f"lower way to {len(size)}"
-            )
         smallest = int(size.argmin())
         if size[smallest] < self.presentations:
             raise UserError(

@@ -95,6 +95,5 @@ def test_it_learns_features_of_sine_curves():
         algorithm.loss(draw(data, generator))[0].backward()
         optimizer.step()
     after = errors()
-    print(before, after)
     assert after["mse_after_3"] < 0.5 * before["mse_after_3"]
     assert after["mse_after_3"] < 0.7 * after["mse_after_0"]

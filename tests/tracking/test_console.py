@@ -121,7 +121,10 @@ def test_errors_are_shown_as_they_are(capsys):
         console.log({"step": step, "val/mse": error, "val/ci95": 0.01, "val/best": best})
     measure = {"mse_after_3": {"mean": 0.25, "ci95": 0.02}}
     console.finish(
-        {"test": {"mse": 0.5, "ci95": 0.03, "episodes": 6, "measures": measure}, "val": {"mse": 0.1}}
+        {
+            "test": {"mse": 0.5, "ci95": 0.03, "episodes": 6, "measures": measure},
+            "val": {"mse": 0.1},
+        }
     )
     lines = capsys.readouterr().out.splitlines()
     assert "mse 0.2500" in lines[0]
