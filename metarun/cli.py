@@ -191,7 +191,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def is_ours(group: str) -> bool:
     """Whether the config group is one of metarun's, whose YAML is the schema of what it holds."""
-    return not group.startswith("hydra/") and group != "experiment"
+    return not group.startswith(("hydra/", "experiment"))
 
 
 def spelled_values(override: Override) -> list[str]:

@@ -64,6 +64,7 @@ EXPERIMENTS = sorted(
         ("backbone._target_=torch.hub.load", "torch.hub.load: not allowed to run"),
         ("+hydra.callbacks.x._target_=shutil.rmtree", "hydra.callbacks: it cannot be changed"),
         ("-m seed=0,1,two", "seed=two: a whole number is needed"),
+        ("-m +experiment/ladder/one_shot=glob(x*)", "it matches none of anil, boil"),
         ("-m algo=protonet,protnet", "algo=protnet: there is no such choice"),
     ],
 )

@@ -6,8 +6,8 @@ that paper's. Shapes: T tasks, Q query examples of a task, C channels, K inner s
 Choices. Scales and shifts of batch norm do not adapt in the inner loop, as in the authors' code.
 The text tests with each step's running statistics, the code, which the published numbers come from,
 with those of the batch: `running_statistics` chooses. The inner loop trains on the batch's, so that
-the running ones adapt worse in tests. The loss's weights move as in the code, which keeps a small share for
-the early steps until the end of the annealing. The paper's test with an ensemble of five
+it adapts worse by the running ones. The loss's weights move as in the code, which keeps a small
+share for the early steps until the end of the annealing. The paper's test with an ensemble of five
 checkpoints is left out: one model is tested, like everybody's.
 """
 
