@@ -11,7 +11,7 @@ label, and may store the pair that it now has. State is blank at the start of ea
 Where the paper leaves a choice:
 * Its text gives what was read at one step to the controller at the next (sec. 3.1), the equations
   of its supplement do not. `feedback=False` follows the equations, so that the controller takes the
-  whole sequence at once; with feedback a training step took 1.6 times as long and taught less.
+  whole sequence at once; with feedback a training step took three times as long and taught less.
 * Eq. 6 marks every row when usage is equal, as it is at the start. Exactly R rows are marked here;
   among equals it does not matter which.
 * All R heads write to all marked rows, as eqs. 6 and 7 say, and only the very least used row is
