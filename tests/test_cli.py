@@ -169,7 +169,8 @@ def test_experiment_runs(metarun, experiment):
         data, small = [], []
     elif "/backbone: koch2015" in text:
         data.remove("data.size=16")
-        small = ["data.size=65", "backbone.features=8", "eval.within_superclass=false"]
+        small = ["~data.splits", "~data.rotations", "data.size=65", "backbone.features=8"]
+        small.append("eval.within_superclass=false")
     elif "/backbone: pixels" in text:
         small = []
     else:
