@@ -62,7 +62,8 @@ def row_names(runs: list[Run]) -> list[str]:
         telling = [
             f"{key}={value}"
             for key, value in options.items()
-            if key not in ("way", "shot") and any(other.get(key) != value for other in others)
+            if key not in ("way", "shot", "measured_steps")
+            and any(other.get(key) != value for other in others)
         ]
         names.append(f"{algo} ({', '.join(telling)})" if telling else algo)
     return names
