@@ -192,7 +192,7 @@ def test_running_statistics_are_refused(name):
 def test_another_way_is_refused(name):
     algorithm = tasks.algorithm(name)
     for call in (algorithm.predict, algorithm.loss, algorithm.stages):
-        with pytest.raises(UserError, match=r"algo.way=3 .* way=4: set sampler.way and eval.way"):
+        with pytest.raises(UserError, match=r"algo.way=3 .* way=4: set way=4, or sampler.way"):
             call(tasks.some_episodes(way=4))
 
 
