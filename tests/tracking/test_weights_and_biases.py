@@ -58,6 +58,7 @@ def track(folder: Path, **changes) -> WeightsAndBiases:
 
 def stored(folder: Path) -> list[list]:
     """The records of each W&B run of the folder, in the order in which the runs were made."""
+    wandb.teardown()  # a run that has finished may still be on its way to the disk
     files = sorted(folder.glob("wandb/*run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
     return [scan(path) for path in files]
 
