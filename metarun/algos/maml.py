@@ -48,7 +48,7 @@ class MAML(nn.Module):
         self.inner_steps, self.test_steps = inner_steps, test_steps
         self.measured_steps = measured_steps
 
-    def rates(self) -> Mapping[str, float]:
+    def rates(self) -> Mapping[str, float | Tensor]:
         """The inner learning rate of each parameter that adapts."""
         return {name: self.inner_lr for name, _ in self.learner.named_parameters()}
 

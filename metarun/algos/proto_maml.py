@@ -5,27 +5,28 @@ Triantafillou et al., "Meta-Dataset: A Dataset of Datasets for Learning to Learn
 task, D features.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarun.algos.maml import MAML
 from metarun.episodes import Episodes
 from metarun.functional.embedding import out_dim
-from metarun.functional.inner_loop import Params, outputs_after, refuse_running_statistics
-from metarun.functional.objective import after_each, measured, task_loss
+from metarun.functional.inner_loop import Params, outputs_after
 from metarun.functional.prototypes import class_means
 
 
-class ProtoMAML(nn.Module):
+class ProtoMAML(MAML):
     """`backbone` and a head with a weight 2 c_k and a bias −‖c_k‖² for each prototype c_k.
 
     That head's scores are minus the squared distances to the prototypes, but for a term that all
     classes share; from there every parameter adapts as in MAML. The meta-gradient flows through the
     prototypes too. A test may have another way and shot than training.
     """
+
+    regression = False
 
     def __init__(
         self,
@@ -36,12 +37,10 @@ class ProtoMAML(nn.Module):
         first_order: bool,
         measured_steps: list[int],
     ):
-        super().__init__()
-        refuse_running_statistics(backbone)
-        self.learner = nn.Sequential(OrderedDict(body=backbone, head=Head(out_dim(backbone))))
-        self.inner_lr, self.first_order = inner_lr, first_order
-        self.inner_steps, self.test_steps = inner_steps, test_steps
-        self.measured_steps = measured_steps
+        super().__init__(
+            backbone, 1, inner_lr, inner_steps, test_steps, first_order, measured_steps
+        )
+        self.learner.head = Head(out_dim(backbone))
 
     def outputs_after(self, episodes: Episodes, steps: Sequence[int]) -> dict[int, Tensor]:
         """Query scores [T, Q, way] after each of `steps` numbers of inner steps."""
@@ -53,27 +52,14 @@ class ProtoMAML(nn.Module):
             bias = -prototypes.square().sum(dim=1)
             return params | {"head.weight": 2 * prototypes, "head.bias": bias}
 
-        rates = {name: self.inner_lr for name, _ in self.learner.named_parameters()}
         return outputs_after(
-            self.learner, episodes, rates, steps, first_order=self.first_order, initial=initial
+            self.learner,
+            episodes,
+            self.rates(),
+            steps,
+            first_order=self.first_order,
+            initial=initial,
         )
-
-    def predict(self, episodes: Episodes) -> Tensor:
-        """Scores [T, Q, way] of the parameters adapted to each support set."""
-        return self.outputs_after(episodes, [self.test_steps])[self.test_steps]
-
-    def loss(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss on the query sets under the adapted parameters."""
-        scores = self.outputs_after(episodes, [self.inner_steps])[self.inner_steps]
-        return task_loss(scores, episodes.query_y), measured(scores, episodes.query_y)
-
-    def stages(self, episodes: Episodes) -> dict[int, Tensor]:
-        """Query scores after each of `measured_steps` numbers of inner steps."""
-        return self.outputs_after(episodes, self.measured_steps)
-
-    def measures(self, episodes: Episodes) -> dict[str, Tensor]:
-        """The accuracy [T] after each of `measured_steps` numbers of inner steps."""
-        return after_each(self.stages(episodes), episodes.query_y)
 
 
 class Head(nn.Module):

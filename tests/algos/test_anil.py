@@ -12,7 +12,7 @@ RATE = tasks.INNER["inner_lr"]
 
 def head_rates(params):
     """A rate for the head, and none for the body."""
-    return {name: RATE for name in params if name.startswith("head.")}
+    return {name: RATE for name in params if ".head." in name}
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
@@ -64,10 +64,12 @@ def test_bfloat16_stops_at_the_features():
     )
     with torch.autocast("cpu", torch.bfloat16):
         scores = algorithm.predict(episodes)
-        coarse = [algorithm.backbone(x.flatten(0, 1)) for x in (episodes[0], episodes[2])]
+        coarse = [algorithm.learner.body(x.flatten(0, 1)) for x in (episodes[0], episodes[2])]
     assert coarse[0].dtype == torch.bfloat16
     assert scores.dtype == torch.float32
-    params = {name: p.detach().requires_grad_() for name, p in algorithm.head.named_parameters()}
+    params = {
+        name: p.detach().requires_grad_() for name, p in algorithm.learner.head.named_parameters()
+    }
     support, query = (z.float().unflatten(0, (2, -1)) for z in coarse)
     for task in range(2):
         head = tasks.adapted(

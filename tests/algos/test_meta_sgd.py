@@ -9,7 +9,7 @@ from tests.algos import tasks
 def parameters_and_rates(leaves):
     """The learner's parameters by name, and the rate of each by the same names."""
     params = {name: p for name, p in leaves.items() if name.startswith("learner.")}
-    alphas = [p for name, p in leaves.items() if name.startswith("rates.")]
+    alphas = [p for name, p in leaves.items() if name.startswith("alpha.")]
     rates = dict(zip(params, alphas, strict=True))
     assert all(rates[name].shape == p.shape for name, p in params.items())
     return params, rates
@@ -46,7 +46,7 @@ def test_a_rate_s_gradient_by_hand():
     got = tasks.meta_gradient(algorithm, lambda: algorithm.loss(episodes)[0])
     for i, name in enumerate(params):
         wanted = -inner[name] * outer[name]
-        torch.testing.assert_close(got[f"rates.{i}"], wanted, rtol=0, atol=1e-10)
+        torch.testing.assert_close(got[f"alpha.{i}"], wanted, rtol=0, atol=1e-10)
 
 
 def test_first_order():
@@ -60,7 +60,7 @@ def test_first_order():
     loss = tasks.loss_of(tasks.outputs_of(*arguments), episodes.query_y)
     second = tasks.gradients(loss, leaves)
     assert max((second[name] - g).abs().max() for name, g in first.items()) > 1e-2
-    assert max(g.abs().max() for name, g in first.items() if name.startswith("rates.")) > 1e-3
+    assert max(g.abs().max() for name, g in first.items() if name.startswith("alpha.")) > 1e-3
 
 
 def test_rates_start_at_one_value_drawn_between_the_bounds():
@@ -70,7 +70,7 @@ def test_rates_start_at_one_value_drawn_between_the_bounds():
     starts = []
     for _ in range(100):
         algorithm = made(MLP((4,), [3], "none"), **settings)
-        values = torch.cat([alpha.detach().flatten() for alpha in algorithm.rates])
+        values = torch.cat([alpha.detach().flatten() for alpha in algorithm.alpha])
         assert len(values) == sum(p.numel() for p in algorithm.learner.parameters())
         assert len(values.unique()) == 1
         starts.append(values[0].item())
