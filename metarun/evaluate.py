@@ -1,13 +1,15 @@
 """The test protocol: every run on the same data answers the same episodes."""
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from metarun.backbones.batch_norm import mode_of
 from metarun.data.functions import Functions
 from metarun.data.split import Split
 from metarun.device import Device
@@ -47,6 +49,18 @@ class RowEpisodes:
     def batch(self, rows: slice) -> Episodes:
         """Those of the tasks, on the split's device."""
         return gather(self.split, self.support[rows], self.query[rows])
+
+    def embedded(self, backbone: nn.Module, tasks: int) -> "RowEpisodes":
+        """These tasks with the features of `backbone` for examples, each computed once.
+
+        As many examples go through at once as `tasks` tasks have.
+        """
+        shot = self.support.shape[2]
+        rows = torch.cat([self.support, self.query], dim=2)  # [E, way, shot + query]
+        distinct, place = rows.unique(return_inverse=True)
+        parts = distinct.split(tasks * rows[0].numel())
+        split = replace(self.split, x=torch.cat([backbone(self.split.take(p)) for p in parts]))
+        return RowEpisodes(split, place[..., :shot], place[..., shot:])
 
     @property
     def sha256(self) -> str:
@@ -146,12 +160,34 @@ def answers(
     was_training = algorithm.training
     algorithm.eval()
     batches = []
-    for start in range(0, len(episodes), tasks):
-        batch = episodes.batch(slice(start, start + tasks))
-        with device.autocast():
+    with device.autocast(), embedded_once(algorithm, episodes, tasks) as episodes:
+        for start in range(0, len(episodes), tasks):
+            batch = episodes.batch(slice(start, start + tasks))
             figures = {merit(batch.query_y): per_task(algorithm.predict(batch), batch.query_y)}
             if measures and hasattr(algorithm, "measures"):
                 figures |= algorithm.measures(batch)
-        batches.append({name: values.double().cpu() for name, values in figures.items()})
+            batches.append({name: values.double() for name, values in figures.items()})
     algorithm.train(was_training)
-    return {name: torch.cat([figures[name] for figures in batches]) for name in batches[0]}
+    return {name: torch.cat([figures[name] for figures in batches]).cpu() for name in batches[0]}
+
+
+@contextmanager
+def embedded_once(algorithm: Any, episodes: FixedEpisodes, tasks: int) -> Iterator[FixedEpisodes]:
+    """Within this block, the episodes to answer: of features, when the algorithm sees no more.
+
+    An example then goes through the backbone once, however many of the episodes it appears in.
+    """
+    suffices = getattr(algorithm, "features_suffice", False)
+    # Batch norm with other statistics makes a feature depend on the task.
+    if not suffices or mode_of(algorithm.backbone) not in ("running", "none"):
+        yield episodes
+        return
+    if not isinstance(episodes, RowEpisodes):  # no two tasks share an example
+        yield episodes
+        return
+    backbone = algorithm.backbone
+    algorithm.backbone = nn.Identity()
+    try:
+        yield episodes.embedded(backbone, tasks)
+    finally:
+        algorithm.backbone = backbone

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from metarun.algos.matching import MatchingNet
 from metarun.algos.protonet import ProtoNet
+from metarun.algos.siamese import Siamese
 from metarun.backbones.mlp import MLP
 from metarun.data.functions import sinusoid
 from metarun.data.split import stack_classes
@@ -117,16 +119,53 @@ def test_how_many_at_once_does_not_matter(tasks):
     assert torch.equal(evaluate(tasks=tasks)["accuracy"], evaluate(tasks=40)["accuracy"])
 
 
+def matching(backbone):
+    return MatchingNet(backbone, fce=True, processing_steps=2, temperature=0.2)
+
+
+def siamese(backbone):
+    return Siamese(backbone, distortions=False)
+
+
+@pytest.mark.parametrize("algorithm", [ProtoNet, matching, siamese])
+@pytest.mark.parametrize("mode", ["running", "none", "support", "batch"])
+def test_each_example_is_embedded_once_where_that_is_exact(algorithm, mode):
+    """The answers are those of embedding it again for every episode; the backbone says how often
+    it was asked. With a task's own statistics a feature belongs to a task."""
+    torch.manual_seed(0)
+    algorithm, episodes = algorithm(MLP((4,), [6, 5], mode)), some_episodes(60)
+    with torch.no_grad():  # statistics that are not those of the start
+        algorithm.train().backbone(some_split().x)
+    asked = []
+    algorithm.backbone.register_forward_pre_hook(lambda _, x: asked.append(len(x[0])))
+    got = answers(algorithm, episodes, tasks=7, device=CPU, measures=True)
+    rows = torch.cat([episodes.support.flatten(), episodes.query.flatten()])
+    once = mode in ("running", "none")
+    if once:
+        assert sum(asked) == len(rows.unique()) < len(rows)
+        assert max(asked) <= 7 * 9  # no more at once than seven tasks have
+    type(algorithm).features_suffice, before = False, asked.copy()
+    try:
+        wanted = answers(algorithm, episodes, tasks=7, device=CPU, measures=True)
+    finally:
+        type(algorithm).features_suffice = True
+    assert (asked[len(before) :] == before) is not once
+    assert list(got) == list(wanted)
+    for name, values in wanted.items():
+        assert torch.equal(got[name], values)
+    assert 0.4 < wanted["accuracy"].mean() < 1
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_algorithm_is_as_it_was(training):
     """Its running statistics and its mode; it is in evaluation mode meanwhile."""
     torch.manual_seed(0)
     algorithm = ProtoNet(MLP((4,), [6], "running")).train(training)
     seen = []
-    algorithm.backbone.register_forward_hook(lambda *_: seen.append(algorithm.backbone.training))
+    algorithm.backbone.register_forward_hook(lambda module, *_: seen.append(module.training))
     before = {name: tensor.clone() for name, tensor in algorithm.state_dict().items()}
     answers(algorithm, some_episodes(), tasks=4, device=CPU)
-    assert seen == [False] * 10
+    assert set(seen) == {False}
     assert {module.training for module in algorithm.modules()} == {training}
     for name, tensor in algorithm.state_dict().items():
         assert torch.equal(tensor, before[name])

@@ -33,6 +33,7 @@ class CNP(nn.Module):
     """
 
     regression = True
+    features_suffice = True
 
     def __init__(self, backbone: nn.Module, way: int, width: int):
         super().__init__()

@@ -29,6 +29,8 @@ class MatchingNet(nn.Module):
     attention. The cosines are divided by `temperature`, which is 1 in the paper.
     """
 
+    features_suffice = True
+
     def __init__(self, backbone: nn.Module, fce: bool, processing_steps: int, temperature: float):
         super().__init__()
         if temperature <= 0:

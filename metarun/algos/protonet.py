@@ -25,6 +25,8 @@ class ProtoNet(nn.Module):
     distances need to get past their narrow range, came later (Gidaris and Komodakis 2018).
     """
 
+    features_suffice = True
+
     def __init__(
         self,
         backbone: nn.Module,

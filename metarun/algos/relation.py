@@ -30,6 +30,8 @@ class RelationNet(nn.Module):
     statistics are those of the support examples, each paired with every class.
     """
 
+    features_suffice = True
+
     def __init__(self, backbone: nn.Module, width: int, hidden: int, batch_norm: str):
         super().__init__()
         if batch_norm not in MODES:

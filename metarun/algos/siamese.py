@@ -40,6 +40,8 @@ class Siamese(nn.Module):
     are.
     """
 
+    features_suffice = True
+
     def __init__(self, backbone: nn.Module, distortions: bool):
         super().__init__()
         self.backbone, self.distortions = backbone, distortions

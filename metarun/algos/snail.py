@@ -34,6 +34,8 @@ class SNAIL(nn.Module):
     far its convolutions look back. Tests may have any shot: attention looks back without end.
     """
 
+    features_suffice = True
+
     def __init__(self, backbone: nn.Module, way: int, shot: int):
         super().__init__()
         if way < 2:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarun.backbones.normalise import normalise
 from metarun.errors import UserError
 
 MODES = ("running", "batch", "support", "none")
@@ -89,12 +90,14 @@ def batch_normalised(
     """x [N, C, ...] of which the `first` rows (None: all) have mean `bias` and standard deviation
     `weight` in each channel.
 
-    Written out because torch's own is silently wrong when autograd differentiates through vmap of a
+    Not torch's own, which is silently wrong when autograd differentiates through vmap of a
     gradient, as in an inner loop over many tasks.
     """
+    full = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x  # statistics lose bits
+    if first is None:
+        return normalise(full, weight, bias, eps).to(x.dtype)
     others = [d for d in range(x.ndim) if d != 1]
     shape = [-1 if d == 1 else 1 for d in range(x.ndim)]
-    full = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x  # statistics lose bits
     centred = full - full[:first].mean(dim=others, keepdim=True)
     variance = centred[:first].square().mean(dim=others, keepdim=True)
     scale = weight.view(shape) * (variance + eps).rsqrt()

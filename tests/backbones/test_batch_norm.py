@@ -72,6 +72,15 @@ def test_batch_has_the_wanted_mean_and_deviation():
     torch.testing.assert_close(y.std(dim=1, correction=0), weight, rtol=0, atol=1e-12)
 
 
+def test_means_far_from_zero_cost_little_precision():
+    """In float32, values a hundred deviations from zero, against float64."""
+    x = 100 + torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    ones, zeros = torch.ones(4), torch.zeros(4)
+    y = batch_normalised(x, ones, zeros, eps=1e-5)
+    wanted = batch_normalised(x.double(), ones.double(), zeros.double(), eps=1e-5)
+    torch.testing.assert_close(y.double(), wanted, rtol=0, atol=1e-4)
+
+
 def test_batch_first_and_second_derivatives():
     """Against finite differences."""
     inputs = [tensor.requires_grad_() for tensor in (normal(3, 2, 2), normal(2), normal(2, seed=1))]
