@@ -1,146 +1,191 @@
-"""How fast metarun trains and tests here, and where a training step's time goes.
+"""How fast metarun trains and tests here, and how near that comes to what the machine can do.
 
-    python scripts/bench.py                          every case, on the GPU if there is one
-    python scripts/bench.py proto-omni-5w --precision bf16 --rounds 5 --json bench.json
+    python scripts/bench.py                        every case, on the GPU if there is one
+    python scripts/bench.py proto-mini-5w --precision bf16 --rounds 5 --json bench.json
+    python scripts/bench.py maml-omni --vs HEAD~3  this checkout beside an earlier revision
 
-Every case runs through `metarun.train.fit` or `metarun.evaluate.answers`, as a run does, on
-made-up images of the data set's shape, kept in memory. Cases take turns, round by round, so that a
-slow minute of the machine falls on all of them; the figures are medians over the rounds, with the
-slowest and fastest round beside them. "outside" is the share of a training step's time that is not
-spent in the algorithm's forward pass, the backward pass or the optimiser: drawing and gathering
-episodes, the learning-rate schedule, logging.
+A case is a command line of metarun on made-up images: its parts are built as for any run and work
+in `metarun.train.fit`, or in the test's `metarun.evaluate.answers`. Each is a process of its own;
+they take turns, in an order that turns by one each round, so that a slow minute of the machine
+falls on all of them. All stay in memory meanwhile: name fewer where it is short.
+
+tasks/s   tasks (episodes; sequences of mann) per second: the median of the rounds, and the extremes
+GFLOP/s   of useful arithmetic: that of the network's convolutions, avoided or not, and nothing else
+ceiling   those as a share of what the fastest of the network's convolutions reaches on its own,
+          measured by turns with the cases: forward, channels last, in the precision asked for, on
+          the images of one task or of one batch of tasks, whichever is faster
+outside   share of the time that is spent neither in the forward pass, nor in the backward pass, nor
+          in the optimiser; in a test, neither in `predict` nor in the network
+MiB       peak memory: of the GPU, or what building and running the case added to its process
+first s   seconds from torch loaded, but not yet metarun, to the end of the first step
+REV       tasks/s of the revision given by --vs; ratio: this checkout's to it, median of the rounds
+
+`--worker CASE` is one such process, for other programs to measure: it prints {"ready": true, ...};
+then for each line `run SECONDS` on stdin it works for about that long and prints {"units": tasks,
+"seconds": ..., "data_seconds": ..., ...}; it ends at the end of file.
 """
 
 import argparse
 import json
-import platform
-import statistics
-import time
-from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
+from pathlib import Path
+from statistics import median
+from typing import Any, NoReturn
 
-import torch
+from bench_cases import CASES
+from bench_worker import serve
 
-from metarun.algos.protonet import ProtoNet
-from metarun.backbones.conv4 import Conv4
-from metarun.data.split import Split, stack_classes
-from metarun.device import Device, choose
-from metarun.evaluate import answers, fixed_episodes
-from metarun.samplers.uniform import Uniform
-from metarun.train import Plan, Progress, Training, fit
-
-OMNIGLOT = {"classes": 964, "examples": 20, "shape": (1, 28, 28)}
-MINI = {"classes": 64, "examples": 100, "shape": (3, 84, 84)}
-CASES: dict[str, dict[str, Any]] = {
-    "proto-omni-5w": {"data": OMNIGLOT, "way": 5, "shot": 5, "query": 15},
-    "proto-omni-60w": {"data": OMNIGLOT, "way": 60, "shot": 5, "query": 5},
-    "proto-mini-5w": {"data": MINI, "way": 5, "shot": 5, "query": 15},
-    "eval-proto": {"data": OMNIGLOT, "way": 5, "shot": 1, "query": 15, "episodes": 600},
+ROOT = Path(__file__).resolve().parents[1]
+COLUMNS = {  # figure: heading, digits
+    "tasks_per_second": ("tasks/s", 2),
+    "slowest": ("slowest", 2),
+    "fastest": ("fastest", 2),
+    "gflops": ("GFLOP/s", 0),
+    "of_ceiling": ("ceiling", 2),
+    "outside": ("outside", 3),
+    "peak_mib": ("MiB", 0),
+    "first_step_seconds": ("first s", 1),
+    "vs_tasks_per_second": ("REV", 2),
+    "ratio": ("ratio", 2),  # of this checkout's rate to that of --vs
 }
 
 
-class Clock:
-    """Seconds spent in the calls it watches."""
+class Worker:
+    """A worker's process, and what it answered."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.seconds = 0.0
-
-    def now(self) -> float:
-        """The time, once the device has done what it was asked."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def watch(self, function: Callable) -> Callable:
-        """`function`, with its time added to `seconds`."""
-
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            start = self.now()
-            result = function(*args, **kwargs)
-            self.seconds += self.now() - start
-            return result
-
-        return watched
-
-
-class Case:
-    """One case, ready to work."""
-
-    def __init__(self, settings: dict[str, Any], device: Device):
-        self.settings, self.device = settings, device
-        self.split = made_up(**settings["data"]).to(device.torch_device)
-        torch.manual_seed(0)
-        backbone = Conv4(self.split.input_shape, width=64, batch_norm="running")
-        self.algorithm = ProtoNet(backbone).to(device.torch_device)
-        self.optimizer = torch.optim.Adam(backbone.parameters(), lr=1e-3)
-        self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, 2000, 0.5)
-        self.generator = torch.Generator().manual_seed(0)
-
-    def work(self, seconds: float) -> tuple[float, float | None]:
-        """Episodes per second and the share outside, over about that long."""
-        if "episodes" in self.settings:
-            return self.test(), None
-        steps, spent, outside = 1, 0.0, 0.0
-        while spent < seconds:
-            spent, outside = self.train(steps)
-            steps = max(steps + 1, int(steps * min(8, 1.2 * seconds / spent)))
-        return self.last_steps / spent, outside / spent
-
-    def train(self, steps: int) -> tuple[float, float]:
-        """Seconds that `steps` steps took, and those of them outside."""
-        task = {key: self.settings[key] for key in ("way", "shot", "query")}
-        clock = Clock(self.device.torch_device)
-        optimizer = SimpleNamespace(
-            step=clock.watch(self.optimizer.step), zero_grad=self.optimizer.zero_grad
+    def __init__(self, name: str, tree: Path):
+        command = [sys.executable, __file__, *sys.argv[1:], "--worker", name, "--tree", str(tree)]
+        pipe, self.errors = subprocess.PIPE, tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True
         )
-        training = Training(self.algorithm, optimizer, self.schedule, self.generator, Progress())
-        loss, backward = ProtoNet.loss, torch.Tensor.backward
-        ProtoNet.loss, torch.Tensor.backward = clock.watch(loss), clock.watch(backward)
+        self.failure, self.rounds = "", []
+        self.facts = self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        """The next answer; without one, `failure` says why."""
+        if line := self.process.stdout.readline():
+            return json.loads(line)
+        code = self.process.wait()
+        self.errors.seek(0)
+        said = self.errors.read().splitlines() or [f"its process ended with code {code}"]
+        self.failure = said[-1].removeprefix("bench.py: ")
+        return {}
+
+    def run(self, seconds: float) -> None:
+        """One round, if it has not failed."""
+        if not self.failure:
+            with suppress(BrokenPipeError):
+                print("run", seconds, file=self.process.stdin, flush=True)
+            if done := self.answer():
+                self.rounds.append(done)
+
+    def close(self) -> None:
+        """End the process."""
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+
+    def rates(self) -> list[float]:
+        """Tasks per second, round by round."""
+        return [done["units"] / done["seconds"] for done in self.rounds]
+
+
+@contextmanager
+def checkout(revision: str) -> Iterator[Path]:
+    """A folder with that revision of the project, for a while."""
+    git = ["git", "-C", str(ROOT), "worktree"]
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "metarun"
+        add = [*git, "add", "--quiet", "--detach", str(tree), revision]
+        done = subprocess.run(add, capture_output=True, text=True)
+        if done.returncode:
+            leave(f"--vs {revision}: {' '.join(done.stderr.split())}")
         try:
-            start = clock.now()
-            for _ in fit(
-                training,
-                Plan(steps=steps, val_every=steps, log_every=20, patience=0, clip_norm=0.0),
-                Uniform(**task, tasks=1),
-                self.split,
-                self.device,
-                metric="accuracy",
-                validate=lambda: (0.0, 0.0),
-                save=lambda best: None,
-                stop=lambda: False,
-            ):
-                pass
-            spent = clock.now() - start
+            yield tree
         finally:
-            ProtoNet.loss, torch.Tensor.backward = loss, backward
-        self.last_steps = steps
-        return spent, spent - clock.seconds
-
-    def test(self) -> float:
-        """Test episodes per second."""
-        task = {key: self.settings[key] for key in ("way", "shot", "query", "episodes")}
-        start = time.perf_counter()
-        episodes = fixed_episodes(self.split, name="test", seed=0, within=False, **task)
-        answers(self.algorithm, episodes, tasks=4, device=self.device)
-        return len(episodes) / (time.perf_counter() - start)
+            subprocess.run([*git, "remove", "--force", str(tree)], check=True)
 
 
-def made_up(classes: int, examples: int, shape: tuple[int, ...]) -> Split:
-    """Random images, uint8 [classes × examples, *shape]."""
-    generator = torch.Generator().manual_seed(0)
-    channels = shape[0]
-    return stack_classes(
-        {
-            str(c): torch.randint(
-                0, 256, (examples, *shape), dtype=torch.uint8, generator=generator
-            )
-            for c in range(classes)
-        },
-        mean=(0.5,) * channels,
-        std=(0.25,) * channels,
-    )
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All figures of the cases, which take turns."""
+    with ExitStack() as stack:
+        trees = [ROOT, *([stack.enter_context(checkout(arguments.vs))] if arguments.vs else [])]
+
+        def start(name: str, tree: Path = ROOT) -> Worker:
+            worker = Worker(name, tree)
+            stack.callback(worker.close)
+            return worker
+
+        ceiling = start("ceiling")
+        if ceiling.failure:
+            leave(ceiling.failure)
+        workers = {case: [start(case, tree) for tree in trees] for case in arguments.cases}
+        turns = [ceiling, *chain(*workers.values())]
+        for turn in range(arguments.rounds):
+            first = turn % len(turns)
+            # Backwards every other time, so that of two revisions each is the first in turn.
+            for worker in (turns[first:] + turns[:first])[:: -1 if turn % 2 else 1]:
+                worker.run(arguments.seconds)
+    if not ceiling.rounds:
+        leave(ceiling.failure)
+    rates = {name: median(done[name] for done in ceiling.rounds) for name in ceiling.rounds[0]}
+    cases = {case: figures(rates, *pair) for case, pair in workers.items()}
+    asked = {key: vars(arguments)[key] for key in ("precision", "set", "rounds", "seconds", "vs")}
+    return {"machine": ceiling.facts, "asked": asked, "ceiling": rates, "cases": cases}
+
+
+def figures(ceiling: dict[str, float], worker: Worker, other: Worker | None = None) -> dict:
+    """A case's figures, beside the `other` revision's; `failure` where one could not work."""
+    if worker.failure:
+        return {"failure": worker.failure}
+    rates, facts = worker.rates(), worker.facts
+    gflops = median(rates) * facts["gflop_per_unit"]
+    fastest = max((ceiling[name] for name in facts["convolutions"]), default=0)
+    row = {
+        "tasks_per_second": median(rates),
+        "slowest": min(rates),
+        "fastest": max(rates),
+        "gflops": gflops or None,
+        "of_ceiling": gflops / fastest if fastest else None,
+        "outside": median(done["outside_seconds"] / done["seconds"] for done in worker.rounds),
+        "peak_mib": worker.rounds[-1]["peak_mib"],
+        "first_step_seconds": facts["first_step_seconds"],
+        "rounds": rates,
+    }
+    if other and other.failure:
+        row["failure"] = other.failure
+    elif other:
+        row["vs_tasks_per_second"], row["vs_rounds"] = median(other.rates()), other.rates()
+        row["ratio"] = median(a / b for a, b in zip(rates, other.rates(), strict=True))
+    return row
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the header and the table."""
+    print("torch {torch} on {device}; {processor}, {threads} threads".format(**report["machine"]))
+    rates = dict(report["ceiling"])
+    for name in ("matrix product fp32", "matrix product bf16"):
+        print(f"{name}: {rates.pop(name):.0f} GFLOP/s")
+    if rates:
+        low, high = min(rates.values()), max(rates.values())
+        print(f"convolutions of the cases: {low:.0f} to {high:.0f} GFLOP/s")
+    revision = report["asked"]["vs"]
+    columns = dict(list(COLUMNS.items())[: None if revision else -2])
+    print("\n" + " " * 14 + "".join(f"{heading:>10}" for heading, _ in columns.values()))
+    for case, row in report["cases"].items():
+        values = [(row.get(key), digits) for key, (_, digits) in columns.items()]
+        cells = ["" if value is None else f"{value:.{digits}f}" for value, digits in values]
+        text = "".join(f"{cell:>10}" for cell in cells).rstrip()
+        if "failure" in row:
+            text += f"  {revision if 'rounds' in row else ''} not run: {row['failure']}"
+        print(f"{case:<14}{text}")
 
 
 def main() -> None:
@@ -148,40 +193,52 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"some of: {', '.join(CASES)}")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
-    parser.add_argument("--rounds", type=int, default=3, help="rounds over all cases")
-    parser.add_argument("--seconds", type=float, default=5, help="of each case in a round")
-    parser.add_argument("--json", help="file to write the figures to")
-    arguments = parser.parse_args()
-    unknown = set(arguments.cases) - set(CASES)
-    if unknown:
-        parser.error(f"no such case: {', '.join(sorted(unknown))}; choose of {', '.join(CASES)}")
-
-    device = choose(arguments.device, arguments.precision, deterministic=False)
-    cases = {name: Case(CASES[name], device) for name in arguments.cases or CASES}
-    for case in cases.values():
-        case.work(1)  # warm up
-    rounds: dict[str, list] = {name: [] for name in cases}
-    for _ in range(arguments.rounds):
-        for name, case in cases.items():
-            rounds[name].append(case.work(arguments.seconds))
-
-    print(f"torch {torch.__version__}, {device}, {platform.machine()}")
-    print(f"{'case':<16}{'episodes/s':>12}  {'[slowest .. fastest]':<22}outside")
-    figures = {}
-    for name, results in rounds.items():
-        rates = [rate for rate, _ in results]
-        shares = [share for _, share in results if share is not None]
-        rate, share = statistics.median(rates), statistics.median(shares) if shares else None
-        spread = f"[{min(rates):.1f} .. {max(rates):.1f}]"
-        outside = "" if share is None else f"{100 * share:.1f} %"
-        print(f"{name:<16}{rate:>12.1f}  {spread:<22}{outside}")
-        figures[name] = {"episodes_per_second": rate, "rounds": rates, "outside": share}
+    parser.error = leave  # type: ignore[method-assign]
+    add = parser.add_argument
+    add("cases", nargs="*", metavar="CASE", help=f"some of: {', '.join(CASES)}")
+    add("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
+    add("--rounds", type=int, default=3, help="over all cases (default: 3)")
+    add("--seconds", type=float, default=5, help="of each turn (default: 5)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="for every case's config")
+    add("--vs", metavar="REV", help="a revision to measure beside this checkout")
+    add("--json", metavar="FILE", help="where to write the figures")
+    add("--worker", metavar="CASE", help="be the process of that case, or of the ceiling")
+    add("--tree", default=str(ROOT), metavar="DIR", help="the checkout that the worker measures")
+    arguments = parser.parse_intermixed_args()
+    arguments.cases = list(dict.fromkeys(arguments.cases)) or list(CASES)
+    worker = [arguments.worker] if arguments.worker not in (None, "ceiling") else []
+    for case in [*arguments.cases, *worker]:
+        if case not in CASES:
+            leave(f"{case}: there is no such case; there are {', '.join(CASES)}")
+    if arguments.rounds < 1 or not arguments.seconds >= 0:
+        leave("--rounds: 1 or more are needed; --seconds: 0 or more")
+    if arguments.json and not Path(arguments.json).parent.is_dir():
+        leave(f"--json {arguments.json}: there is no such folder")
+    if arguments.worker:
+        work(arguments)
+        return
+    report = measure(arguments)
+    show(report)
     if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump({"torch": torch.__version__, "device": str(device), "cases": figures}, file)
+        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Be one of the processes that are measured."""
+    sys.path.insert(0, arguments.tree)
+    device = [f"device.name={arguments.device}", f"device.precision={arguments.precision}"]
+    try:
+        serve(arguments.worker, arguments.cases, [*device, *arguments.set])
+    except Exception as error:
+        traceback.print_exc()
+        leave(" ".join(str(error).split()) or repr(error))  # the line that the parent shows
+
+
+def leave(text: str) -> NoReturn:
+    """Say why in one line, and exit."""
+    print(f"bench.py: {text}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":
