@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
 from metarun.config import differences
 from metarun.errors import UserError
@@ -17,11 +18,13 @@ FORMAT = 2
 # What may differ between an interrupted run and the one that goes on with it.
 INCIDENTAL = [
     *("name", "resume", "checkpoint", "mode", "plugins", "tracker", "data.root"),
-    *("device.name", "device.deterministic"),
+    *("device.name", "device.deterministic", "device.graph", "sampler.chunk"),
     *("train.steps", "train.log_every", "train.patience"),
     *("eval.episodes", "eval.tasks"),
 ]
 
+# How an optimiser computes, not what: its device's own choice, whoever saved its state.
+HOW = ("foreach", "fused", "capturable")
 
 # What a test may change of the model that was trained.
 AT_TEST = [
@@ -102,13 +105,22 @@ def restore(training: Training, content: dict[str, Any], data_checksum: str) -> 
             "resume=auto: the data has changed since this run was started: choose another name="
         )
     training.algorithm.load_state_dict(content["algorithm"])
-    training.optimizer.load_state_dict(content["optimizer"])
+    training.optimizer.load_state_dict(on_this_device(content["optimizer"], training.optimizer))
     training.schedule.load_state_dict(content["schedule"])
     training.generator.set_state(content["sampler"])
     torch.set_rng_state(content["noise"])
     if content["cuda_noise"] and torch.cuda.device_count() == len(content["cuda_noise"]):
         torch.cuda.set_rng_state_all(content["cuda_noise"])
     training.progress = Progress(**content["progress"])
+
+
+def on_this_device(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """The saved state of an optimiser, to be gone on with in the way in which this one computes."""
+    groups = [
+        saved | {key: own[key] for key in HOW if key in own}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    return {**state, "param_groups": groups}
 
 
 def restore_weights(algorithm: Algorithm, content: dict[str, Any]) -> None:

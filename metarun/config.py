@@ -38,6 +38,7 @@ LOWEST = {
     "sampler.shot": 1,
     "sampler.query": 1,
     "sampler.tasks": 1,
+    "sampler.chunk": 0,
     "sampler.presentations": 1,
     "eval.way": 1,
     "eval.shot": 1,

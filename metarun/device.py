@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from metarun.errors import UserError
 
 @dataclass(frozen=True)
 class Device:
-    """A place to compute, and the precision of the network there."""
+    """A place to compute, the precision of the network there, and whether training records its
+    step as a CUDA graph."""
 
     torch_device: torch.device
     precision: str
+    graph: bool = False
 
     def autocast(self) -> AbstractContextManager:
         """The context that networks run in: bfloat16 if asked for."""
@@ -24,13 +27,26 @@ class Device:
             self.torch_device.type, torch.bfloat16, enabled=self.precision == "bf16"
         )
 
+    def watch_memory(self) -> None:
+        """Begin to watch how much memory is used, where that can be begun: on a GPU."""
+        if self.torch_device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.torch_device)
+
+    def peak_memory(self) -> int:
+        """The most memory in use so far, bytes: by tensors on the GPU since `watch_memory`, or on
+        the CPU by the process since it began, with all that it has loaded."""
+        if self.torch_device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.torch_device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+
     def __str__(self) -> str:
         if self.torch_device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.torch_device)}, {self.precision}"
         return f"CPU, {torch.get_num_threads()} threads, {self.precision}"
 
 
-def choose(name: str, precision: str, deterministic: bool) -> Device:
+def choose(name: str, precision: str, deterministic: bool, graph: bool = False) -> Device:
     """The device a run asked for, with torch set up for it. Raises UserError if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,6 +63,8 @@ def choose(name: str, precision: str, deterministic: bool) -> Device:
     else:
         if precision == "tf32":
             raise UserError("device.precision=tf32 needs an NVIDIA GPU: use fp32 or bf16")
+        if graph:
+            raise UserError("device.graph=true needs an NVIDIA GPU: use device.graph=false")
         keep_freed_memory()
     # float32 is float32: without this, cuDNN's convolutions round to TF32 unasked.
     torch.backends.fp32_precision = (  # type: ignore[attr-defined]
@@ -55,7 +73,7 @@ def choose(name: str, precision: str, deterministic: bool) -> Device:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
-    return Device(device, precision)
+    return Device(device, precision, graph)
 
 
 def keep_freed_memory() -> None:

@@ -29,11 +29,16 @@ def gather(split: Split, support: Tensor, query: Tensor) -> Episodes:
 
     Row k of `way` is given label k.
     """
-    way, shot = support.shape[1:]
-    x = split.take(torch.cat([support, query], dim=2))  # [T, way, shot + query, *input]
+    return episodes_at(split, torch.cat([support, query], dim=2), support.shape[2])
+
+
+def episodes_at(split: Split, rows: Tensor, shot: int) -> Episodes:
+    """As `gather`, of rows [T, way, shot + query] in which each class's support comes first."""
+    tasks, way, examples = rows.shape
+    x = split.take(rows)  # [T, way, shot + query, *input]
     labels = torch.arange(way, device=split.device)[:, None]
     support_y, query_y = (
-        labels.expand(rows.shape).flatten(1) for rows in (support, query)
+        labels.expand(tasks, way, each).flatten(1) for each in (shot, examples - shot)
     )  # [T, S], [T, Q]
     return Episodes(
         x[:, :, :shot].flatten(1, 2), support_y, x[:, :, shot:].flatten(1, 2), query_y, way

@@ -31,6 +31,7 @@ from metarun.samplers.uniform import Uniform
 from metarun.samplers.within_superclass import WithinSuperclass
 from metarun.seeds import stream, stream_seed
 from metarun.signals import StopSignals
+from metarun.step import refuse_chunks
 from metarun.tracking import jsonlines, pictures
 from metarun.tracking.console import Console
 from metarun.tracking.trackers import Trackers
@@ -38,7 +39,12 @@ from metarun.tracking.weights_and_biases import WeightsAndBiases
 from metarun.train import Plan, Progress, Training, fit
 
 # What a finished run's results do not depend on.
-UNSEEN = ["name", "resume", "plugins", "tracker", "device.name", "data.root", "train.log_every"]
+UNSEEN = [
+    *("name", "resume", "plugins", "tracker", "data.root", "train.log_every"),
+    *("device.name", "device.graph", "sampler.chunk"),
+]
+
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # one kernel for a whole step
 
 
 class Parts(NamedTuple):
@@ -88,9 +94,12 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
                 runfolder.write_text(folder / name, text)
             trackers = start_trackers(parts, folder, names, results, resumed=earlier is not None)
             try:
+                peak_memory = (earlier or {}).get("train", {}).get("peak_memory_mib")
                 if config.mode == "train":
-                    train(parts, folder, trackers, stop)
-                results |= report.training_facts(parts.training.progress, parts.data.metric)
+                    peak_memory = train(parts, folder, trackers, stop) or peak_memory
+                results |= report.training_facts(
+                    parts.training.progress, parts.data.metric, peak_memory
+                )
                 results["test"] = test(parts, folder, trackers)
                 results["seconds"] = round(time.time() - started, 1)
                 results["status"] = "finished"
@@ -133,6 +142,9 @@ def build_parts(config: DictConfig) -> Parts:
     torch.manual_seed(stream_seed(config.seed, "init"))
     backbone = build(config, "backbone", input_shape=data.outlines["train"].input_shape)
     algorithm = build(config, "algo", backbone=backbone).to(device.torch_device)
+    chunk = getattr(sampler, "chunk", 0)
+    if config.mode == "train" and 0 < chunk < sampler.tasks:
+        refuse_chunks(algorithm, chunk)
     torch.manual_seed(stream_seed(config.seed, "noise"))  # of dropout and the like
     optimizer, schedule = build_optimizer(config, algorithm)
     generator = stream(config.seed, "train")
@@ -177,8 +189,12 @@ def build_optimizer(config: DictConfig, algorithm: Algorithm) -> tuple[Optimizer
     """The optimiser of all that is learnt, and the schedule of its learning rate."""
     learnt = [p for p in algorithm.parameters() if p.requires_grad]
     new_optimizer, new_schedule = build(config, "optim"), build(config, "schedule")
+    on_gpu = learnt and learnt[0].is_cuda
+    fused = (
+        on_gpu and get_object(config.optim._target_) in FUSED and not config.device.deterministic
+    )
     try:
-        optimizer = new_optimizer(learnt)
+        optimizer = new_optimizer(learnt, **({"fused": True} if fused else {}))
     except (TypeError, ValueError, IndexError) as error:
         raise unsuited(config, "optim", error) from error
     try:
@@ -241,9 +257,15 @@ def refuse_impossible_tasks(config: DictConfig, data: Data, sampler: Sampler) ->
             raise UserError(f"{split} split: {error}") from None
 
 
-def train(parts: Parts, folder: Path, trackers: Trackers, stop: StopSignals) -> None:
-    """Meta-train to the end of the plan; the test split stays closed meanwhile."""
+def train(parts: Parts, folder: Path, trackers: Trackers, stop: StopSignals) -> float | None:
+    """Meta-train to the end of the plan; the test split stays closed meanwhile.
+
+    Returns the most memory that was in use, in MiB (`Device.peak_memory`); None if no step was left
+    to be taken.
+    """
     config, training = parts.config, parts.training
+    first_step = training.progress.step
+    parts.device.watch_memory()
     best_path, last_path = (folder / "checkpoints" / f"{name}.pt" for name in ("best", "last"))
     with parts.data.sealed("test"):
         val_episodes = episodes_of(parts, "val", config.eval.val_episodes)
@@ -271,8 +293,10 @@ def train(parts: Parts, folder: Path, trackers: Trackers, stop: StopSignals) -> 
         ):
             trackers.log(record)
         stop.wait = False
+    peak_memory = parts.device.peak_memory() / 2**20
     if best_path.exists():  # not after train.steps=0
         training.algorithm.load_state_dict(checkpoint.load(best_path)["algorithm"])
+    return peak_memory if training.progress.step > first_step else None
 
 
 def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:

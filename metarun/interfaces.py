@@ -7,11 +7,12 @@ An algorithm may have four things more, which are used where they are found:
     measures(episodes)              {name: values [T]}, what its paper reports beside the accuracy,
                                     computed on the test episodes and found in results.json;
     stages(episodes)                {inner steps: outputs [T, Q, way]}, for a regression's picture.
+A sampler may have a number `chunk`: how many of its batch's tasks are computed at once (0: all).
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,7 @@ class Algorithm(Protocol):
     def train(self, mode: bool = True) -> Any: ...
     def eval(self) -> Any: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...
+    def buffers(self) -> Iterator[Tensor]: ...
     def modules(self) -> Iterator[nn.Module]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
@@ -72,3 +74,14 @@ class Sampler(Protocol):
 
     def __call__(self, split: Any, generator: torch.Generator) -> Any:
         """The next batch, on the split's device; all chance comes from the CPU `generator`."""
+
+
+@runtime_checkable
+class RowSampler(Sampler, Protocol):
+    """A sampler whose batch is decided by row numbers, so that these can be drawn ahead."""
+
+    def rows(self, split: Any, generator: torch.Generator) -> Tensor:
+        """Rows of the split for the next batch, on the CPU; of the same shape each time."""
+
+    def batch(self, split: Any, rows: Tensor) -> Any:
+        """The batch at these rows, on the split's device."""

@@ -24,7 +24,11 @@ def header(
         "seed": str(config["seed"]),
     }
     if config["mode"] == "train":
-        task = ", ".join(f"{key} {value}" for key, value in training.items() if key != "_target_")
+        task = ", ".join(
+            f"{key} {value}"
+            for key, value in training.items()
+            if key != "_target_" and (key, value) != ("chunk", 0)
+        )
         rows["training"] = f"{config['train']['steps']} steps; {task}"
     else:
         rows["checkpoint"] = config["checkpoint"]
@@ -52,8 +56,11 @@ def batch_norm(algorithm: Algorithm) -> str:
     return ", ".join(sorted(map(str, modes))) or "none"
 
 
-def training_facts(progress: Progress, metric: str) -> dict[str, Any]:
-    """How the tested model was trained and chosen: the `train` and `val` parts of the results."""
+def training_facts(progress: Progress, metric: str, peak_memory: float | None) -> dict[str, Any]:
+    """How the tested model was trained and chosen: the `train` and `val` parts of the results.
+
+    `peak_memory`, in MiB, is that of the training just done, if any was.
+    """
     seconds = progress.seconds
     return {
         "train": {
@@ -61,6 +68,7 @@ def training_facts(progress: Progress, metric: str) -> dict[str, Any]:
             "episodes": progress.episodes,
             "seconds": round(seconds, 2),
             "episodes_per_second": progress.episodes / seconds if seconds else None,
+            "peak_memory_mib": peak_memory and round(peak_memory, 1),
         },
         "val": {
             metric: progress.best,

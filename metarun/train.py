@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from metarun.device import Device
 from metarun.errors import Interrupted, UserError
-from metarun.interfaces import Algorithm, Sampler
+from metarun.graph import CapturedStep, CudaGraph, obstacle, tell
+from metarun.interfaces import Algorithm, RowSampler, Sampler
+from metarun.samplers.ahead import rows_ahead
+from metarun.step import Figures, Step
 from metarun.tracking.jsonlines import Record
 
 ADVICE = (
@@ -77,20 +80,14 @@ def fit(
     """
     now, algorithm = training.progress, training.algorithm
     algorithm.train()
+    taken = steps(training, plan, sampler, split, device)
     window = Window(device.torch_device)
     while now.step < plan.steps and not (0 < plan.patience <= now.vals_since_best):
-        batch = sampler(split, training.generator)
-        with device.autocast():
-            loss, metrics = algorithm.loss(batch)
-        training.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if plan.clip_norm:
-            nn.utils.clip_grad_norm_(algorithm.parameters(), plan.clip_norm)
-        training.optimizer.step()
+        figures = next(taken)
         rate = float(training.schedule.get_last_lr()[0])
         training.schedule.step()
         now.step += 1
-        window.add(loss, metrics, episodes=sampler.tasks)
+        window.add(figures, episodes=sampler.tasks)
 
         last = now.step == plan.steps
         validating = last or now.step % plan.val_every == 0
@@ -120,6 +117,31 @@ def fit(
             raise Interrupted(f"stopped at step {now.step} of {plan.steps}")
 
 
+def steps(
+    training: Training, plan: Plan, sampler: Sampler, split: Any, device: Device
+) -> Iterator[Figures]:
+    """Take one step after another, each when its figures are asked for."""
+    algorithm, optimizer = training.algorithm, training.optimizer
+    step = Step(algorithm, optimizer, device, plan.clip_norm, getattr(sampler, "chunk", 0))
+    if not (isinstance(sampler, RowSampler) and split.x.is_cuda):
+        if device.graph:
+            tell(f"batches of {type(sampler).__name__} are not made on the GPU")
+        while True:
+            yield step(sampler(split, training.generator))
+
+    def on_rows(rows: Tensor) -> Figures:
+        return step(sampler.batch(split, rows))
+
+    take = on_rows
+    if device.graph:
+        if why := obstacle(algorithm, optimizer):
+            tell(why)
+        else:
+            take = CapturedStep(on_rows, optimizer, CudaGraph(device.torch_device))
+    for rows in rows_ahead(sampler, split, training.generator):
+        yield take(rows)
+
+
 def is_better(value: float, best: float, metric: str) -> bool:
     """Whether `value` beats the best so far, which is not a number before the first."""
     return math.isnan(best) or (value < best if metric == "mse" else value > best)
@@ -140,13 +162,13 @@ class Window:
 
     def restart(self) -> None:
         """Begin a new window now."""
-        self.steps: list[dict[str, Tensor]] = []
+        self.steps: list[Figures] = []
         self.episodes = 0
         self.started = time.perf_counter()
 
-    def add(self, loss: Tensor, metrics: dict[str, Tensor], episodes: int) -> None:
+    def add(self, figures: Figures, episodes: int) -> None:
         """Take in one step."""
-        self.steps.append({"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}})
+        self.steps.append(figures)
         self.episodes += episodes
 
     def close(self, now: Progress) -> Record:

@@ -209,6 +209,23 @@ def test_another_config_is_refused_naming_its_keys():
         checkpoint.refuse_another_run(content, changed(seed=1, optim__lr=0.1))
 
 
+def test_the_optimiser_goes_on_in_its_own_way():
+    """As a GPU's fused one from a CPU's checkpoint, and the other way round: the rest is kept."""
+    for fused in (True, False):
+        saved = new_training()
+        saved.optimizer = torch.optim.Adam(saved.algorithm.parameters(), lr=0.5, fused=not fused)
+        train_until(saved, 3)
+        content = copy.deepcopy(checkpoint.state(saved, CONFIG, "data"))
+        training = new_training(seed=9)
+        training.optimizer = torch.optim.Adam(training.algorithm.parameters(), fused=fused)
+        checkpoint.restore(training, content, "data")
+        group = training.optimizer.param_groups[0]
+        assert (group["fused"], group["lr"]) == (fused, saved.optimizer.param_groups[0]["lr"])
+        mine, its = (t.optimizer.state_dict()["state"] for t in (training, saved))
+        assert_same(mine, its)
+        train_until(training, 5)
+
+
 def test_other_data_are_refused():
     content = checkpoint.state(new_training(), CONFIG, "data")
     with pytest.raises(UserError, match="the data has changed"):

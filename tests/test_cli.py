@@ -98,6 +98,13 @@ def test_refused_at_once(metarun, typed, said):
         ("data.root=nowhere", "nowhere"),
         ("data.root=null", "data.root"),
         ("device.precision=tf32 device=cpu", "device.precision=tf32 needs an NVIDIA GPU"),
+        ("device.graph=true device=cpu", "device.graph=true needs an NVIDIA GPU: use device.graph"),
+        ("sampler.chunk=-1", "sampler.chunk=-1: it must be at least 0"),
+        ("sampler.chunk=2 sampler.tasks=3", "set backbone.batch_norm (and algo.batch_norm, if"),
+        (
+            "sampler.chunk=1 sampler.tasks=2 algo=reptile backbone.batch_norm=none",
+            "Reptile keeps something from one meta-batch for the next",
+        ),
         ("optim.betas=[0.9]", "optim: "),
         ("backbone._target_=metarun.cli.os.system", "which is not allowed to run"),
         ("backbone._target_=metarun.backbones.conv5.Conv5", "it cannot be imported"),

@@ -3,9 +3,11 @@
 import csv
 import json
 import random
+import resource
 import shlex
 import signal
 import statistics
+import sys
 import time
 
 import pytest
@@ -62,6 +64,10 @@ def test_what_a_run_leaves(metarun):
     assert logged[-1]["test/accuracy"] == test["accuracy"]
     assert results["train"]["steps"] == results["train"]["episodes"] == 4
     assert results["train"]["episodes_per_second"] > 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
+    assert 50 < results["train"]["peak_memory_mib"] <= peak / 2**20 + 0.1
     assert len(results["data"]["checksum"]) == 64
     assert results["provenance"]["packages"]["torch"] == torch.__version__.split("+")[0]
 
@@ -155,8 +161,10 @@ def test_more_test_episodes(metarun):
     """A finished run that is asked for more test episodes is tested again, not trained."""
     metarun.run("name=a")
     before = weights(metarun, "a")
+    trained = metarun.results("a")["train"]
     results = metarun.run("name=a", "eval.episodes=12", "resume=auto")
     assert results["test"]["episodes"] == 12
+    assert results["train"] == trained
     assert same(weights(metarun, "a"), before)
 
 
@@ -176,6 +184,7 @@ def test_steps_0_only_tests(metarun):
     results = metarun.run("name=a", "train.steps=0", "schedule=cosine")
     assert results["status"] == "finished"
     assert results["train"]["steps"] == 0
+    assert results["train"]["peak_memory_mib"] is None
     assert results["val"] is None
 
 
@@ -326,6 +335,24 @@ def test_gone_on_with_equals_unbroken(metarun, algo):
     assert same(weights(metarun, "a"), weights(metarun, "b"))
     assert unbroken["test"] == gone_on["test"]
     assert gone_on["train"]["steps"] == 4
+
+
+def test_tasks_computed_in_chunks(metarun):
+    """As many at once as chosen, by a run that may go on otherwise: the losses barely move."""
+    given = ["algo=maml", "sampler.tasks=5", "train.steps=4"]
+    metarun.run("name=a", *given)
+    metarun.run("name=b", *given, "sampler.chunk=2", "train.steps=2")
+    metarun.run("name=b", *given, "sampler.chunk=3", "resume=auto")
+    for mine, whole in zip(records(metarun, "b"), records(metarun, "a"), strict=True):
+        assert mine.get("train/loss") == pytest.approx(whole.get("train/loss"), rel=1e-3)
+    assert not same(weights(metarun, "a"), weights(metarun, "b"))  # so chunks there were
+
+
+def test_chunks_matter_to_training_alone(metarun):
+    """What training refuses does not stand in the way of a test, nor chunks larger than the batch."""
+    metarun.run("name=a", "sampler.tasks=2", "sampler.chunk=2")
+    best = "checkpoint=outputs/a/checkpoints/best.pt"
+    metarun.run("name=b", "mode=test", best, "sampler.tasks=2", "sampler.chunk=1")
 
 
 def test_a_figure_that_is_not_finite(metarun):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from metarun.algos.maml import MAML
 from metarun.algos.protonet import ProtoNet
 from metarun.backbones.conv4 import Conv4
 from metarun.data import split as split_module
@@ -10,7 +11,9 @@ from metarun.data.split import stack_classes
 from metarun.device import choose
 from metarun.evaluate import answers, fixed_episodes
 from metarun.samplers.uniform import Uniform
+from metarun.samplers.ahead import rows_ahead
 from metarun.seeds import stream
+from metarun.train import Plan, Progress, Training, fit, steps
 
 pytestmark = [
     pytest.mark.gpu,
@@ -108,3 +111,115 @@ def test_bfloat16_networks(cuda, algorithm):
     with device.autocast():
         assert algorithm.backbone(episodes.query_x[0]).dtype == torch.bfloat16
         assert algorithm.predict(episodes).dtype == torch.float32
+
+
+def test_rows_drawn_ahead(cuda):
+    """The CPU's, in order, and the generator knows of those taken alone."""
+    split = some_split()
+    there = split.to(cuda.torch_device)
+    one_by_one, generator = stream(0, "train"), stream(0, "train")
+    rows = rows_ahead(SAMPLER, there, generator, steps=4)
+    for _ in range(10):
+        drawn = next(rows)
+        assert drawn.is_cuda
+        assert torch.equal(drawn.cpu(), SAMPLER.rows(split, one_by_one))
+        assert torch.equal(generator.get_state(), one_by_one.get_state())
+
+
+OPTIMIZERS = {
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
+}
+
+
+def maml():
+    backbone = Conv4((1, 28, 28), width=8, batch_norm="batch", strides=True)
+    return MAML(backbone, 3, 0.1, 2, 2, first_order=False, measured_steps=[])
+
+
+def protonet():
+    return ProtoNet(Conv4((1, 28, 28), width=16, batch_norm="running"))
+
+
+def losses(device, new_algorithm, optimizer, clip_norm):
+    """Those of 20 steps at a rate that is halved every 8, with a validation after 10."""
+    torch.manual_seed(0)
+    algorithm = new_algorithm().to(device.torch_device)
+    optimizer = OPTIMIZERS[optimizer](algorithm.parameters())
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=8, gamma=0.5)
+    training = Training(algorithm, optimizer, schedule, stream(0, "train"), Progress())
+    records = fit(
+        training,
+        Plan(steps=20, val_every=10, log_every=1, patience=0, clip_norm=clip_norm),
+        SAMPLER,
+        some_split().to(device.torch_device),
+        device,
+        metric="accuracy",
+        validate=lambda: (0.5, 0.1),
+        save=lambda best: None,
+        stop=lambda: False,
+    )
+    return [record["train/loss"] for record in records if "train/loss" in record]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("new_algorithm", [protonet, maml])
+@pytest.mark.parametrize(("optimizer", "clip_norm"), [("adam", 0.0), ("sgd", 1.0)])
+def test_a_recorded_step(cuda, new_algorithm, optimizer, clip_norm, precision, capsys):
+    """It gives the plain one's losses, and it was recorded indeed."""
+    device = choose("cuda", precision, deterministic=False)
+    plain = losses(device, new_algorithm, optimizer, clip_norm)
+    device = choose("cuda", precision, deterministic=False, graph=True)
+    recorded = losses(device, new_algorithm, optimizer, clip_norm)
+    assert recorded == pytest.approx(plain, rel=1e-2 if precision == "fp32" else 0.1)
+    assert capsys.readouterr().err == ""
+
+
+class Curious(ProtoNet):
+    """It looks at its loss, which a recording forbids."""
+
+    def loss(self, episodes):
+        loss, metrics = super().loss(episodes)
+        assert loss.item() > -1
+        return loss, metrics
+
+
+def test_a_step_that_cannot_be_recorded(cuda, capsys):
+    def curious():
+        return Curious(Conv4((1, 28, 28), width=16, batch_norm="running"))
+
+    plain = losses(cuda, curious, "adam", 0.0)
+    graph = choose("cuda", "fp32", deterministic=False, graph=True)
+    assert losses(graph, curious, "adam", 0.0) == pytest.approx(plain, rel=1e-2)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("metarun: device.graph: the step cannot be recorded (")
+
+
+def test_nothing_waits_between_log_points(cuda):
+    """Ten steps without a word from the device, but for the first and the log's."""
+    torch.manual_seed(0)
+    algorithm = protonet().to(cuda.torch_device)
+    optimizer = OPTIMIZERS["adam"](algorithm.parameters())
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+    training = Training(algorithm, optimizer, schedule, stream(0, "train"), Progress())
+    plan = Plan(steps=10, val_every=10, log_every=10, patience=0, clip_norm=1.0)
+    taken = steps(training, plan, SAMPLER, some_split().to(cuda.torch_device), cuda)
+    next(taken)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(9):
+            next(taken)
+            schedule.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_peak_memory(cuda):
+    cuda.watch_memory()
+    before = cuda.peak_memory()
+    block = torch.empty(2**24, dtype=torch.uint8, device=cuda.torch_device)
+    del block
+    assert cuda.peak_memory() >= before + 2**24
+    cuda.watch_memory()
+    assert cuda.peak_memory() < before + 2**24

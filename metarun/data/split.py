@@ -1,6 +1,7 @@
 """One split of a data set: every example as one tensor, stored class by class."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -62,9 +63,18 @@ class Split:
 
 def normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(x / 255 - mean) / std for uint8 images [N, C, H, W], in one pass: [N, C, H, W] float32."""
-    scale = x.new_tensor([1 / (255 * s) for s in std], dtype=torch.float32)[:, None, None]
-    shift = x.new_tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32)
-    return torch.addcmul(shift[:, None, None], x.float(), scale)
+    scale, shift = scale_and_shift(mean, std, x.device)
+    return torch.addcmul(shift, x.float(), scale)
+
+
+@cache  # a copy to the GPU would wait for all that it has been asked to do
+def scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What bytes are multiplied with and then added to normalise them, [C, 1, 1] each."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+    return scale[:, None, None], shift[:, None, None]
 
 
 def stack_classes(

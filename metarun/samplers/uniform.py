@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metarun.data.split import Split
-from metarun.episodes import Episodes, gather
+from metarun.episodes import Episodes, episodes_at
 from metarun.errors import UserError
 
 
@@ -18,6 +18,7 @@ class Uniform:
     shot: int
     query: int
     tasks: int
+    chunk: int = 0  # how many tasks the training step computes at once; 0: all
 
     def check(self, split: Split) -> None:
         """Raise UserError when the split is too small for these tasks."""
@@ -25,6 +26,10 @@ class Uniform:
 
     def __call__(self, split: Split, generator: torch.Generator) -> Episodes:
         """The next meta-batch, on the split's device."""
+        return self.batch(split, self.rows(split, generator))
+
+    def rows(self, split: Split, generator: torch.Generator) -> Tensor:
+        """Rows [T, way, shot + query] of the next meta-batch, each class's support first."""
         support, query = draw_tasks(
             split.first_row,
             tasks=self.tasks,
@@ -33,7 +38,11 @@ class Uniform:
             query=self.query,
             generator=generator,
         )
-        return gather(split, support, query)
+        return torch.cat([support, query], dim=2)
+
+    def batch(self, split: Split, rows: Tensor) -> Episodes:
+        """The meta-batch at these rows."""
+        return episodes_at(split, rows, self.shot)
 
 
 def draw_tasks(

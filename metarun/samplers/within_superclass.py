@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metarun.data.split import Split
-from metarun.episodes import Episodes, gather
+from metarun.episodes import Episodes, episodes_at
 from metarun.errors import UserError
 from metarun.samplers.uniform import draw_examples, refuse_small_classes
 
@@ -22,6 +22,7 @@ class WithinSuperclass:
     shot: int
     query: int
     tasks: int
+    chunk: int = 0  # how many tasks the training step computes at once; 0: all
 
     def check(self, split: Split) -> None:
         """Raise UserError when no superclass of the split is large enough for these tasks."""
@@ -29,6 +30,10 @@ class WithinSuperclass:
 
     def __call__(self, split: Split, generator: torch.Generator) -> Episodes:
         """The next meta-batch, on the split's device."""
+        return self.batch(split, self.rows(split, generator))
+
+    def rows(self, split: Split, generator: torch.Generator) -> Tensor:
+        """Rows [T, way, shot + query] of the next meta-batch, each class's support first."""
         support, query = draw_tasks(
             split.first_row,
             split.superclass,
@@ -38,7 +43,11 @@ class WithinSuperclass:
             query=self.query,
             generator=generator,
         )
-        return gather(split, support, query)
+        return torch.cat([support, query], dim=2)
+
+    def batch(self, split: Split, rows: Tensor) -> Episodes:
+        """The meta-batch at these rows."""
+        return episodes_at(split, rows, self.shot)
 
 
 def draw_tasks(

@@ -160,6 +160,8 @@ def result_rows(results: dict) -> dict[str, str]:
         rows[f"val {metric}"] = shown(metric, val[metric], val.get("ci95"))
     if "steps" in train:
         rows["trained for"] = f"{train['steps']} steps"
+    if train.get("peak_memory_mib"):
+        rows["peak memory"] = f"{train['peak_memory_mib']:.0f} MiB"
     if "seconds" in results:
         rows["wall time"] = duration(results["seconds"])
     if "folder" in results:

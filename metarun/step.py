@@ -1,0 +1,91 @@
+"""One step of meta-training: the gradient of a meta-batch, and the optimiser's move."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from metarun.backbones.batch_norm import BatchNorm
+from metarun.device import Device
+from metarun.errors import UserError
+from metarun.interfaces import Algorithm
+
+Figures = dict[str, Tensor]  # scalars of one step: the loss, and the algorithm's metrics
+
+
+@dataclass(frozen=True)
+class Step:
+    """Moves the weights by one meta-batch, and reads nothing off the device.
+
+    `clip_norm` is the gradient's largest norm, 0 for any; `chunk` is how many tasks are computed at
+    once, 0 for all of the batch.
+    """
+
+    algorithm: Algorithm
+    optimizer: Optimizer
+    device: Device
+    clip_norm: float = 0.0
+    chunk: int = 0
+
+    def __call__(self, batch: Any) -> Figures:
+        """Take the step; the figures of the batch before it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        figures = self.gradient(batch)
+        if self.clip_norm:
+            nn.utils.clip_grad_norm_(self.algorithm.parameters(), self.clip_norm)
+        self.optimizer.step()
+        return figures
+
+    def gradient(self, batch: Any) -> Figures:
+        """Add the gradient of the batch's loss to the parameters' own; the batch's figures."""
+        if 0 < self.chunk < len(batch[0]):
+            return self.gradient_by_chunks(batch)
+        with self.device.autocast():
+            loss, metrics = self.algorithm.loss(batch)
+        loss.backward()
+        return {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}}
+
+    def gradient_by_chunks(self, batch: Any) -> Figures:
+        """The same, a chunk at a time: loss and metrics are means over tasks, and so are theirs."""
+        total: Figures = {}
+        for part in chunks(batch, self.chunk):
+            share = len(part[0]) / len(batch[0])
+            with self.device.autocast():
+                loss, metrics = self.algorithm.loss(part)
+            (share * loss).backward()  # frees what the chunk kept
+            for name, value in {"loss": loss, **metrics}.items():
+                total[name] = total.get(name, 0) + share * value.detach()
+        return total
+
+
+def chunks(batch: Any, size: int) -> Iterator[Any]:
+    """The tasks of a batch, a named tuple of tensors [T, ...] and numbers, `size` at a time."""
+    for start in range(0, len(batch[0]), size):
+        rows = slice(start, start + size)
+        yield batch._make(v[rows] if isinstance(v, Tensor) else v for v in batch)
+
+
+def refuse_chunks(algorithm: Algorithm, chunk: int) -> None:
+    """Raise UserError when the algorithm's loss for some of the tasks depends on the others, or
+    leaves something behind for the next call."""
+    wrong = f"sampler.chunk={chunk}: "
+    modes = (m.batch_norm_mode for m in algorithm.modules() if isinstance(m, BatchNorm))
+    if "running" in modes:
+        raise UserError(
+            f"{wrong}batch norm of mode running takes its statistics over all the tasks at once: "
+            "set backbone.batch_norm (and algo.batch_norm, if there is one) to batch or support, "
+            "or sampler.chunk=0"
+        )
+    if any(True for _ in algorithm.buffers()) or counts_in_python(algorithm):
+        raise UserError(
+            f"{wrong}{type(algorithm).__name__} keeps something from one meta-batch for the next, "
+            "so that it must see the whole: set sampler.chunk=0"
+        )
+
+
+def counts_in_python(algorithm: Algorithm) -> bool:
+    """Whether it has state outside of its tensors, such as a number of steps."""
+    own = (type(m).get_extra_state for m in algorithm.modules())
+    return any(method is not nn.Module.get_extra_state for method in own)
