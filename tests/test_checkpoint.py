@@ -214,10 +214,12 @@ def test_the_optimiser_goes_on_in_its_own_way():
     for fused in (True, False):
         saved = new_training()
         saved.optimizer = torch.optim.Adam(saved.algorithm.parameters(), lr=0.5, fused=not fused)
+        saved.schedule = torch.optim.lr_scheduler.StepLR(saved.optimizer, step_size=2)
         train_until(saved, 3)
         content = copy.deepcopy(checkpoint.state(saved, CONFIG, "data"))
         training = new_training(seed=9)
         training.optimizer = torch.optim.Adam(training.algorithm.parameters(), fused=fused)
+        training.schedule = torch.optim.lr_scheduler.StepLR(training.optimizer, step_size=2)
         checkpoint.restore(training, content, "data")
         group = training.optimizer.param_groups[0]
         assert (group["fused"], group["lr"]) == (fused, saved.optimizer.param_groups[0]["lr"])

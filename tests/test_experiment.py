@@ -343,13 +343,16 @@ def test_tasks_computed_in_chunks(metarun):
     metarun.run("name=a", *given)
     metarun.run("name=b", *given, "sampler.chunk=2", "train.steps=2")
     metarun.run("name=b", *given, "sampler.chunk=3", "resume=auto")
-    for mine, whole in zip(records(metarun, "b"), records(metarun, "a"), strict=True):
-        assert mine.get("train/loss") == pytest.approx(whole.get("train/loss"), rel=1e-3)
+    losses = [
+        [line["train/loss"] for line in records(metarun, name) if "train/loss" in line]
+        for name in "ab"
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert not same(weights(metarun, "a"), weights(metarun, "b"))  # so chunks there were
 
 
 def test_chunks_matter_to_training_alone(metarun):
-    """What training refuses does not stand in the way of a test, nor chunks larger than the batch."""
+    """What training refuses does not stand in a test's way, nor do chunks of a whole batch."""
     metarun.run("name=a", "sampler.tasks=2", "sampler.chunk=2")
     best = "checkpoint=outputs/a/checkpoints/best.pt"
     metarun.run("name=b", "mode=test", best, "sampler.tasks=2", "sampler.chunk=1")

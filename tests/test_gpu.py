@@ -10,8 +10,8 @@ from metarun.data import split as split_module
 from metarun.data.split import stack_classes
 from metarun.device import choose
 from metarun.evaluate import answers, fixed_episodes
-from metarun.samplers.uniform import Uniform
 from metarun.samplers.ahead import rows_ahead
+from metarun.samplers.uniform import Uniform
 from metarun.seeds import stream
 from metarun.train import Plan, Progress, Training, fit, steps
 
