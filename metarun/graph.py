@@ -47,11 +47,9 @@ class CudaGraph:
 
     def capture(self, work: Work) -> None:
         here = torch.cuda.current_stream(self.device)
-        try:
-            with torch.cuda.graph(self.graph, stream=self.side_stream):
-                self.figures = work()
-        finally:
-            torch.cuda.set_stream(here)  # a recording that failed may not have gone back
+        # A recording that fails may leave its stream in place: the outer block goes back to ours.
+        with torch.cuda.stream(here), torch.cuda.graph(self.graph, stream=self.side_stream):
+            self.figures = work()
 
     def replay(self) -> Figures:
         self.graph.replay()
@@ -73,12 +71,12 @@ class CapturedStep:
     def __call__(self, rows: Tensor) -> Figures:
         """Take one step on these rows; the figures are the caller's to keep."""
         self.taken += 1
-        if self.taken <= WARM_UP and not self.given_up:
-            return self.warm_up(rows)
         if self.taken == WARM_UP + 1 and not self.given_up:
             self.capture(rows)
         if self.given_up:
             return self.step(rows)
+        if self.taken <= WARM_UP:
+            return self.warm_up(rows)
         self.rows.copy_(rows)
         for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
@@ -102,7 +100,9 @@ class CapturedStep:
         try:
             self.graph.capture(work)
         except Exception as error:  # what is raised depends on what cannot be recorded
-            self.give_up(f"the step cannot be recorded ({' '.join(str(error).split())})")
+            cause = error.__context__ or error  # the end of a broken recording is an error too
+            reason = (str(cause) or repr(cause)).splitlines()[0]
+            self.give_up(f"the step cannot be recorded ({reason})")
 
     def give_up(self, why: str) -> None:
         self.given_up = True

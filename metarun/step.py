@@ -48,7 +48,10 @@ class Step:
         return {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}}
 
     def gradient_by_chunks(self, batch: Any) -> Figures:
-        """The same, a chunk at a time: loss and metrics are means over tasks, and so are theirs."""
+        """The same, a chunk at a time: loss and metrics are means over tasks, and so are theirs.
+
+        What an algorithm draws at random, it draws for each chunk.
+        """
         total: Figures = {}
         for part in chunks(batch, self.chunk):
             share = len(part[0]) / len(batch[0])

@@ -49,7 +49,10 @@ class Eager:
 class Unable(Eager):
     def capture(self, work):
         super().capture(work)
-        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing\nMore of it.")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
 
 
 def some_split():
