@@ -7,7 +7,8 @@
 A case is a command line of metarun on made-up images: its parts are built as for any run and work
 in `metarun.train.fit`, or in the test's `metarun.evaluate.answers`. Each is a process of its own;
 they take turns, in an order that turns by one each round, so that a slow minute of the machine
-falls on all of them. All stay in memory meanwhile: name fewer where it is short.
+falls on all of them. After a turn a process gives back what memory it can, and a step or two that
+are not timed begin the next; still, each keeps about half a gigabyte.
 
 tasks/s   tasks (episodes; sequences of mann) per second: the median of the rounds, and the extremes
 GFLOP/s   of useful arithmetic: that of the network's convolutions, avoided or not, and nothing else
@@ -184,7 +185,7 @@ def show(report: dict[str, Any]) -> None:
         cells = ["" if value is None else f"{value:.{digits}f}" for value, digits in values]
         text = "".join(f"{cell:>10}" for cell in cells).rstrip()
         if "failure" in row:
-            text += f"  {revision if 'rounds' in row else ''} not run: {row['failure']}"
+            text += f"  {revision if 'rounds' in row else ''} not run: {row['failure'][:100]}"
         print(f"{case:<14}{text}")
 
 

@@ -3,6 +3,8 @@
 torch, Hydra and metarun are loaded where the clocks of the first step and of the memory say so.
 """
 
+import ctypes
+import gc
 import json
 import os
 import resource
@@ -10,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain, repeat
 from typing import Any
 
@@ -26,9 +29,25 @@ def serve(name: str, cases: list[str], settings: list[str]) -> None:
     answers = os.fdopen(os.dup(1), "w")  # nothing else is to be printed on stdout
     os.dup2(2, 1)
     job = Ceiling(cases, settings) if name == "ceiling" else Case(name, settings)
-    print(json.dumps({"ready": True, **job.facts}), file=answers, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(job.run(float(line.split()[1]))), file=answers, flush=True)
+    say = {"ready": True, **job.facts}
+    while True:
+        give_back_memory()
+        print(json.dumps(say), file=answers, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        say = job.run(float(line.split()[1]))
+
+
+def give_back_memory() -> None:
+    """Give the system what memory was freed, so that many processes can take turns."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Clock:
@@ -104,7 +123,6 @@ class Case:
         self.work = self.testing() if self.config.mode == "test" else self.training()
         next(self.work)
         first_step = self.clock.now() - began
-        next(self.work)  # warms up
         self.facts = {
             "torch": torch.__version__,
             "device": str(self.parts.device),
@@ -171,6 +189,8 @@ class Case:
         """Work for about that long; what was done."""
         import torch
 
+        next(self.work)  # warms up: memory was given back after the last turn
+        self.clock.now()
         self.clock.taken()
         units, spent, start = 0, 0.0, self.clock.now()
         while spent < seconds or not units:
