@@ -150,10 +150,12 @@ class Case:
     def training(self) -> Iterator[int]:
         """Train on and on; yields the tasks of the first step, then of each line of the log."""
         yield from self.fit(steps=1, log_every=1)
-        start = self.clock.now()
-        sum(self.fit(steps=2, log_every=1))
-        steps = int(0.2 / (self.clock.now() - start))  # so that no turn is much too long
-        yield from self.fit(FOREVER, max(1, min(steps, self.config.train.log_every)))
+        log_every = self.config.train.log_every
+        if not self.clock.on_gpu:  # where steps can take long, and a turn is not to be much longer
+            start = self.clock.now()
+            sum(self.fit(steps=2, log_every=1))
+            log_every = max(1, min(log_every, int(0.2 / (self.clock.now() - start))))
+        yield from self.fit(FOREVER, log_every)
 
     def fit(self, steps: int, log_every: int) -> Iterator[int]:
         """Train up to that step; yields the tasks of each line of the log."""
