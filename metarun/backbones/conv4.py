@@ -54,6 +54,17 @@ class Conv4(nn.Sequential):
         self.to(memory_format=torch.channels_last)
 
 
+class Conv2d(nn.Conv2d):
+    """A convolution whose maps lie in memory pixel by pixel, under torch.vmap too.
+
+    There the convolutions of many tasks come out task by task within an image, and pooling that is
+    many times slower.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).movedim(1, -1).contiguous().movedim(-1, 1)
+
+
 class Mean(nn.Module):
     """The mean of each map: [N, C, H, W] -> [N, C, 1, 1]."""
 
@@ -65,7 +76,7 @@ def block(channels: int, width: int, batch_norm: str, *, pool: bool, strides: bo
     """One block: [N, channels, H, W] -> [N, width, H, W], half as high and wide if it reduces."""
     # Pooling and ReLU commute; pooled first, ReLU has a quarter of the work.
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1, stride=2 if strides else 1),
+        Conv2d(channels, width, 3, padding=1, stride=2 if strides else 1),
         normalisation(width, batch_norm),
         nn.MaxPool2d(2) if pool else nn.Identity(),
         nn.ReLU(),
