@@ -14,13 +14,16 @@ from metarun.interfaces import Algorithm
 
 Figures = dict[str, Tensor]  # scalars of one step: the loss, and the algorithm's metrics
 
+# Of a CPU's chunk of tasks, in the numbers of its examples: about what the caches can serve.
+CPU_CHUNK = 2**19
+
 
 @dataclass(frozen=True)
 class Step:
     """Moves the weights by one meta-batch, and reads nothing off the device.
 
     `clip_norm` is the gradient's largest norm, 0 for any; `chunk` is how many tasks are computed at
-    once, 0 for all of the batch.
+    once, 0 for as many as suit the device.
     """
 
     algorithm: Algorithm
@@ -40,20 +43,31 @@ class Step:
 
     def gradient(self, batch: Any) -> Figures:
         """Add the gradient of the batch's loss to the parameters' own; the batch's figures."""
-        if 0 < self.chunk < len(batch[0]):
-            return self.gradient_by_chunks(batch)
+        chunk = self.chunk or self.suited(batch)
+        if chunk < len(batch[0]):
+            return self.gradient_by_chunks(batch, chunk)
         with self.device.autocast():
             loss, metrics = self.algorithm.loss(batch)
         loss.backward()
         return {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}}
 
-    def gradient_by_chunks(self, batch: Any) -> Figures:
+    def suited(self, batch: Any) -> int:
+        """How many tasks of the batch are best computed at once: all of them, unless on a CPU, when
+        each has batch statistics of its own and goes through the network by itself anyway."""
+        modes = {m.batch_norm_mode for m in self.algorithm.modules() if isinstance(m, BatchNorm)}
+        together = not modes or not modes <= {"batch", "support"} or remembers(self.algorithm)
+        if together or self.device.torch_device.type != "cpu":
+            return len(batch[0])
+        numbers = sum(v[0].numel() for v in batch if isinstance(v, Tensor))
+        return max(1, CPU_CHUNK // numbers)
+
+    def gradient_by_chunks(self, batch: Any, size: int) -> Figures:
         """The same, a chunk at a time: loss and metrics are means over tasks, and so are theirs.
 
         What an algorithm draws at random, it draws for each chunk.
         """
         total: Figures = {}
-        for part in chunks(batch, self.chunk):
+        for part in chunks(batch, size):
             share = len(part[0]) / len(batch[0])
             with self.device.autocast():
                 loss, metrics = self.algorithm.loss(part)
@@ -81,11 +95,16 @@ def refuse_chunks(algorithm: Algorithm, chunk: int) -> None:
             "set backbone.batch_norm (and algo.batch_norm, if there is one) to batch or support, "
             "or sampler.chunk=0"
         )
-    if any(True for _ in algorithm.buffers()) or counts_in_python(algorithm):
+    if remembers(algorithm):
         raise UserError(
             f"{wrong}{type(algorithm).__name__} keeps something from one meta-batch for the next, "
             "so that it must see the whole: set sampler.chunk=0"
         )
+
+
+def remembers(algorithm: Algorithm) -> bool:
+    """Whether its loss leaves something behind for the next call."""
+    return any(True for _ in algorithm.buffers()) or counts_in_python(algorithm)
 
 
 def counts_in_python(algorithm: Algorithm) -> bool:

@@ -107,3 +107,19 @@ def test_chunks_are_for_losses_that_depend_on_the_batch_alone(batch_norm):
 def test_chunks_of_others_are_refused(algorithm, said):
     with pytest.raises(UserError, match=f"^sampler.chunk=2: .*{said}"):
         refuse_chunks(algorithm(), chunk=2)
+
+
+@pytest.mark.parametrize(
+    ("mode", "parts"), [("batch", [2, 2, 1]), ("support", [2, 2, 1]), ("none", [5])]
+)
+def test_a_cpu_takes_as_many_tasks_at_once_as_suit_it(monkeypatch, mode, parts):
+    """Where each task has statistics of its own; what it computes is the same."""
+    algorithm, episodes = tasks.algorithm("maml", "mlp", mode), tasks.some_episodes(tasks=5)
+    numbers = sum(t[0].numel() for t in episodes[:4])
+    monkeypatch.setattr("metarun.step.CPU_CHUNK", 2 * numbers + 1)
+    seen, loss = [], algorithm.loss
+    algorithm.loss = lambda batch: seen.append(len(batch[0])) or loss(batch)
+    optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.1)
+    figures = Step(algorithm, optimizer, CPU).gradient(episodes)
+    assert seen == parts
+    torch.testing.assert_close(figures["loss"], loss(episodes)[0].detach(), rtol=0, atol=1e-12)

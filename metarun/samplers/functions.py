@@ -16,7 +16,7 @@ class Functions:
     shot: int
     query: int
     tasks: int
-    chunk: int = 0  # how many tasks the training step computes at once; 0: all
+    chunk: int = 0  # tasks that the training step computes at once; 0: as suits
 
     def check(self, split: Family) -> None:
         """Raise UserError when the data has no functions to draw."""

@@ -29,7 +29,7 @@ class SequenceSampler:
     way: int
     presentations: int
     tasks: int
-    chunk: int = 0  # how many tasks the training step computes at once; 0: all
+    chunk: int = 0  # tasks that the training step computes at once; 0: as suits
 
     def check(self, split: Split) -> None:
         """Raise UserError when the split is too small for these sequences."""

@@ -22,7 +22,7 @@ class WithinSuperclass:
     shot: int
     query: int
     tasks: int
-    chunk: int = 0  # how many tasks the training step computes at once; 0: all
+    chunk: int = 0  # tasks that the training step computes at once; 0: as suits
 
     def check(self, split: Split) -> None:
         """Raise UserError when no superclass of the split is large enough for these tasks."""
