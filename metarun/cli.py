@@ -1,6 +1,8 @@
 """The command line: compose the config, check it, run it, and tell user errors in one line."""
 
 import argparse
+import atexit
+import gc
 import os
 import re
 import shlex
@@ -40,7 +42,8 @@ def conf_folder() -> Path:
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def job(config: DictConfig) -> float:
     """One run; its test accuracy (or error), for sweepers that look for the best."""
-    from metarun import experiment  # torch is loaded when work starts, not before
+    load_torch()  # when work starts, not before
+    from metarun import experiment
 
     hydra_config = HydraConfig.get()
     choices = hydra_config.runtime.choices
@@ -65,6 +68,18 @@ def job(config: DictConfig) -> float:
         print(f"metarun: job {hydra_config.job.num}: {error}", file=sys.stderr)
         raise  # the other jobs go on
     return results["test"][results["test"]["metric"]]
+
+
+def load_torch() -> None:
+    """Import torch without the garbage collector looking through its million objects."""
+    if "torch" in sys.modules:
+        return
+    gc.disable()
+    import torch._dynamo  # noqa: F401  # which the first optimiser would import, more slowly
+
+    gc.freeze()
+    gc.enable()
+    atexit.register(gc.unfreeze)  # triton takes what is frozen at exit for leaks, and tells them
 
 
 def go_on(hydra_config: HydraConf, name: str, folder: Path) -> list[str]:

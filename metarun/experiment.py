@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, NamedTuple, get_type_hints
@@ -394,7 +395,7 @@ def draw_functions(parts: Parts, episodes: FixedEpisodes, path: Path) -> None:
 def start_trackers(
     parts: Parts, folder: Path, names: dict[str, str], results: dict[str, Any], resumed: bool
 ) -> Trackers:
-    """The console, with what will run told there, the run's metrics.jsonl, and W&B."""
+    """The console, with what will run told there, the run's metrics.jsonl, and W&B to come."""
     config = plain(parts.config)
     progress, tracker = parts.training.progress, config["tracker"]
     console = Console(config["train"]["steps"], progress.step)
@@ -405,7 +406,8 @@ def start_trackers(
     if resumed:
         console.message(f"going on after step {progress.step}")
     lines = jsonlines.JsonLines(folder / "metrics.jsonl", progress.step if resumed else None)
-    wandb = WeightsAndBiases(
+    start_wandb = partial(
+        WeightsAndBiases,
         folder,
         {**config, "data_checksum": parts.data.checksum, "names": names},
         mode=tracker["mode"],
@@ -417,9 +419,7 @@ def start_trackers(
         history=jsonlines.read(folder / "metrics.jsonl") if resumed else [],
         artifact=tracker["artifact"],
     )
-    if wandb.mode != "disabled":
-        console.message(f"W&B: {wandb.url or wandb.mode}")
-    return Trackers(console, lines, wandb)
+    return Trackers(console, lines, start_wandb)
 
 
 @contextmanager

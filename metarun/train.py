@@ -94,6 +94,7 @@ def fit(
         stopping = stop()
         if validating or stopping or now.step % plan.log_every == 0:
             yield {**window.close(now), "train/lr": rate}
+            window.restart()  # what the trackers took is not training
         if validating:
             refuse_lost_weights(algorithm, now.step)
             value, ci95 = validate()

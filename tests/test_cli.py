@@ -286,3 +286,10 @@ def test_wheel_has_the_configs(metarun, tmp_path):
         shown.append(done.stdout)
     assert shown[0] == shown[1]
     assert "way: 7" in shown[0]
+
+
+def test_loading_torch_leaves_the_garbage_collector_on_and_nothing_to_say():
+    """Frozen objects that outlive the interpreter's end would be told there as leaks."""
+    script = "import gc; from metarun.cli import load_torch; load_torch(); print(gc.isenabled())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
