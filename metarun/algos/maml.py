@@ -25,7 +25,8 @@ class MAML(nn.Module):
     `inner_steps` steps at rate `inner_lr` in training, `test_steps` in tests. `first_order` takes
     the inner gradients for constants (sec. 5.2). With no inner steps, training is that of one
     network on all tasks, the paper's "pretrained" baseline. `measured_steps` are numbers of inner
-    steps whose result is reported too.
+    steps whose result is reported too. With `checkpoint_steps` the backward pass computes each
+    inner step again: more time, less memory.
     """
 
     regression = True
@@ -39,6 +40,7 @@ class MAML(nn.Module):
         test_steps: int,
         first_order: bool,
         measured_steps: list[int],
+        checkpoint_steps: bool = False,
     ):
         super().__init__()
         refuse_running_statistics(backbone)
@@ -46,7 +48,7 @@ class MAML(nn.Module):
         self.learner = nn.Sequential(OrderedDict(body=backbone, head=head))
         self.way, self.inner_lr, self.first_order = way, inner_lr, first_order
         self.inner_steps, self.test_steps = inner_steps, test_steps
-        self.measured_steps = measured_steps
+        self.measured_steps, self.checkpoint_steps = measured_steps, checkpoint_steps
 
     def rates(self) -> Mapping[str, float | Tensor]:
         """The inner learning rate of each parameter that adapts."""
@@ -56,7 +58,12 @@ class MAML(nn.Module):
         """Query outputs [T, Q, way] after each of `steps` numbers of inner steps (sec. 2.2)."""
         refuse_other_way(episodes, self.way)
         return outputs_after(
-            self.learner, episodes, self.rates(), steps, first_order=self.first_order
+            self.learner,
+            episodes,
+            self.rates(),
+            steps,
+            first_order=self.first_order,
+            checkpoint_steps=self.checkpoint_steps,
         )
 
     def predict(self, episodes: Episodes) -> Tensor:

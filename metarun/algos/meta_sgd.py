@@ -30,13 +30,15 @@ class MetaSGD(MAML):
         inner_steps: int,
         first_order: bool,
         measured_steps: list[int],
+        checkpoint_steps: bool = False,
     ):
         if not 0 <= lowest_lr <= highest_lr:
             raise UserError(
                 f"algo.lowest_lr={lowest_lr}: it must be from 0 to algo.highest_lr={highest_lr}"
             )
+        steps = (inner_steps, inner_steps)
         super().__init__(
-            backbone, way, lowest_lr, inner_steps, inner_steps, first_order, measured_steps
+            backbone, way, lowest_lr, *steps, first_order, measured_steps, checkpoint_steps
         )
         rate = lowest_lr + (highest_lr - lowest_lr) * torch.rand(())
         self.alpha = nn.ParameterList(rate * torch.ones_like(p) for p in self.learner.parameters())

@@ -36,9 +36,11 @@ class ProtoMAML(MAML):
         test_steps: int,
         first_order: bool,
         measured_steps: list[int],
+        checkpoint_steps: bool = False,
     ):
+        steps = (inner_steps, test_steps)
         super().__init__(
-            backbone, 1, inner_lr, inner_steps, test_steps, first_order, measured_steps
+            backbone, 1, inner_lr, *steps, first_order, measured_steps, checkpoint_steps
         )
         self.learner.head = Head(out_dim(backbone))
 
@@ -59,6 +61,7 @@ class ProtoMAML(MAML):
             steps,
             first_order=self.first_order,
             initial=initial,
+            checkpoint_steps=self.checkpoint_steps,
         )
 
 

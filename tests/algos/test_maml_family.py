@@ -37,6 +37,23 @@ def test_many_tasks_at_once_equal_one_at_a_time(name):
     assert losses.std() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["maml", "boil", "meta_sgd", "proto_maml"])
+def test_checkpointed_steps_give_the_same_gradient(name):
+    """Of all that is learnt: Meta-SGD's rates and the way through the prototypes too."""
+    episodes = tasks.some_episodes()
+    plain, checkpointed = (
+        tasks.algorithm(name, inner_steps=3, checkpoint_steps=checkpointed)
+        for checkpointed in (False, True)
+    )
+    wanted, got = (
+        tasks.meta_gradient(algorithm, lambda a=algorithm: a.loss(episodes)[0])
+        for algorithm in (plain, checkpointed)
+    )
+    tasks.assert_equal_gradients(got, wanted)
+    with torch.no_grad():
+        assert torch.equal(checkpointed.predict(episodes), plain.predict(episodes))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_permuted_support_gives_the_same_scores(name):
     algorithm, episodes = tasks.algorithm(name), tasks.some_episodes()

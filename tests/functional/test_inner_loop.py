@@ -100,6 +100,25 @@ def test_meta_gradients_equal_the_plain_loop(kind, mode, first_order):
     tasks.assert_equal_gradients(got, wanted)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(("kind", "mode"), tasks.KINDS)
+def test_checkpointed_steps_change_neither_outputs_nor_gradients(kind, mode, steps):
+    network, episodes = learner(kind, mode), tasks.some_episodes()
+    asked = {"steps": [0, steps], "first_order": False}
+    kept, again = (
+        outputs_after(network, episodes, rates(network), **asked, checkpoint_steps=checkpointed)
+        for checkpointed in (False, True)
+    )
+    gradients = []
+    for outputs in (kept, again):
+        loss = sum(tasks.loss_of(z, episodes.query_y) for z in outputs.values())
+        gradients.append(tasks.meta_gradient(network, lambda loss=loss: loss))
+    for n, outputs in kept.items():
+        torch.testing.assert_close(again[n], outputs, rtol=0, atol=1e-12)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize(("kind", "mode"), tasks.KINDS)
 def test_meta_gradients_equal_central_differences(kind, mode):
     network, episodes = learner(kind, mode), tasks.some_episodes()
@@ -262,6 +281,28 @@ def test_bfloat16_does_not_come_in(first_order):
 
     got = tasks.meta_gradient(network, under_autocast)
     assert all(torch.equal(got[name], g) for name, g in wanted.items())
+
+
+def test_checkpointed_steps_keep_parameters_alone():
+    """What a forward pass leaves behind grows with each step by the tasks' parameters, where
+    it otherwise grows by activations too, many times as much."""
+    network, episodes = learner("conv4", "batch"), tasks.some_episodes(shot=10)
+    parameters = 8 * len(episodes.query_x) * sum(p.numel() for p in network.parameters())
+
+    def left(steps, checkpointed):
+        """Bytes allocated and not freed; those of the graph, as its root is alive meanwhile."""
+        with torch.profiler.profile(profile_memory=True) as profile:
+            root = outputs_after(
+                *(network, episodes, rates(network), [steps]),
+                first_order=False,
+                checkpoint_steps=checkpointed,
+            )
+        assert root[steps].requires_grad
+        return sum(event.self_cpu_memory_usage for event in profile.key_averages())
+
+    generator = torch.get_rng_state().nbytes  # for dropout to be the same again
+    assert left(3, True) - left(2, True) == pytest.approx(parameters + generator, rel=0.1)
+    assert left(3, False) - left(2, False) > 10 * parameters
 
 
 def test_running_statistics_are_refused():
