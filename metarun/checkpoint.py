@@ -13,12 +13,13 @@ from metarun.errors import UserError
 from metarun.interfaces import Algorithm
 from metarun.train import Progress, Training
 
-FORMAT = 2
+FORMAT = 3
 
 # What may differ between an interrupted run and the one that goes on with it.
 INCIDENTAL = [
     *("name", "resume", "checkpoint", "mode", "plugins", "tracker", "data.root"),
-    *("device.name", "device.deterministic", "device.graph", "sampler.chunk"),
+    *("device.name", "device.deterministic", "device.graph"),
+    *("sampler.chunk", "algo.checkpoint_steps"),
     *("train.steps", "train.log_every", "train.patience"),
     *("eval.episodes", "eval.tasks"),
 ]
@@ -29,7 +30,7 @@ HOW = ("foreach", "fused", "capturable")
 # What a test may change of the model that was trained.
 AT_TEST = [
     *("algo.inner_lr", "algo.test_steps", "algo.test_batch", "algo.transductive"),
-    *("algo.measured_steps", "algo.running_statistics"),
+    *("algo.measured_steps", "algo.running_statistics", "algo.checkpoint_steps"),
 ]
 
 

@@ -74,11 +74,15 @@ def load_torch() -> None:
     """Import torch without the garbage collector looking through its million objects."""
     if "torch" in sys.modules:
         return
+    collecting = gc.isenabled()
     gc.disable()
-    import torch._dynamo  # noqa: F401  # which the first optimiser would import, more slowly
+    try:
+        import torch._dynamo  # noqa: F401  # which the first optimiser would import, more slowly
 
-    gc.freeze()
-    gc.enable()
+        gc.freeze()
+    finally:
+        if collecting:
+            gc.enable()
     atexit.register(gc.unfreeze)  # triton takes what is frozen at exit for leaks, and tells them
 
 

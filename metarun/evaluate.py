@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from metarun.backbones.batch_norm import mode_of
+from metarun.backbones.batch_norm import BatchNorm
 from metarun.data.functions import Functions
 from metarun.data.split import Split
 from metarun.device import Device
@@ -20,6 +20,7 @@ from metarun.samplers import functions, uniform, within_superclass
 from metarun.seeds import stream
 
 DRAWN_AT_ONCE = 100  # changing it changes every test episode
+MOST_FEATURES = 2**31  # bytes of them that a test keeps
 
 
 class FixedEpisodes(Protocol):
@@ -50,17 +51,29 @@ class RowEpisodes:
         """Those of the tasks, on the split's device."""
         return gather(self.split, self.support[rows], self.query[rows])
 
-    def embedded(self, backbone: nn.Module, tasks: int) -> "RowEpisodes":
+    def embedded(self, backbone: nn.Module, tasks: int) -> "RowEpisodes | None":
         """These tasks with the features of `backbone` for examples, each computed once.
 
-        As many examples go through at once as `tasks` tasks have.
+        As many examples go through at once as `tasks` tasks have. None when the features would take
+        more than MOST_FEATURES.
         """
         shot = self.support.shape[2]
         rows = torch.cat([self.support, self.query], dim=2)  # [E, way, shot + query]
         distinct, place = rows.unique(return_inverse=True)
-        parts = distinct.split(tasks * rows[0].numel())
-        split = replace(self.split, x=torch.cat([backbone(self.split.take(p)) for p in parts]))
-        return RowEpisodes(split, place[..., :shot], place[..., shot:])
+        first, *others = distinct.split(tasks * rows[0].numel())
+        z = backbone(self.split.take(first))
+        if z[0].nbytes * len(distinct) > MOST_FEATURES:
+            return None
+        features = z.new_empty(len(distinct), *z.shape[1:])
+        features[: len(first)] = z
+        for k, part in enumerate(others, start=1):
+            start = k * len(first)
+            features[start : start + len(part)] = backbone(self.split.take(part))
+        return RowEpisodes(
+            replace(self.split, x=features, device=features.device),
+            place[..., :shot],
+            place[..., shot:],
+        )
 
     @property
     def sha256(self) -> str:
@@ -177,17 +190,24 @@ def embedded_once(algorithm: Any, episodes: FixedEpisodes, tasks: int) -> Iterat
 
     An example then goes through the backbone once, however many of the episodes it appears in.
     """
-    suffices = getattr(algorithm, "features_suffice", False)
-    # Batch norm with other statistics makes a feature depend on the task.
-    if not suffices or mode_of(algorithm.backbone) not in ("running", "none"):
+    once = None
+    if features_suffice(algorithm) and isinstance(episodes, RowEpisodes):
+        once = episodes.embedded(algorithm.backbone, tasks)
+    if once is None:
         yield episodes
         return
-    if not isinstance(episodes, RowEpisodes):  # no two tasks share an example
-        yield episodes
-        return
-    backbone = algorithm.backbone
-    algorithm.backbone = nn.Identity()
+    backbone, algorithm.backbone = algorithm.backbone, nn.Identity()
     try:
-        yield episodes.embedded(backbone, tasks)
+        yield once
     finally:
         algorithm.backbone = backbone
+
+
+def features_suffice(algorithm: Any) -> bool:
+    """Whether it sees examples through its backbone alone, and each of them by itself."""
+    # A subclass that predicts otherwise has to say so again.
+    predicts = next(kind for kind in type(algorithm).__mro__ if "predict" in vars(kind))
+    if not vars(predicts).get("features_suffice", False):
+        return False
+    layers = [m for m in algorithm.backbone.modules() if isinstance(m, BatchNorm)]
+    return all(layer.batch_norm_mode == "running" for layer in layers)

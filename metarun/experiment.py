@@ -42,7 +42,7 @@ from metarun.train import Plan, Progress, Training, fit
 # What a finished run's results do not depend on.
 UNSEEN = [
     *("name", "resume", "plugins", "tracker", "data.root", "train.log_every"),
-    *("device.name", "device.graph", "sampler.chunk"),
+    *("device.name", "device.graph", "sampler.chunk", "algo.checkpoint_steps"),
 ]
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # one kernel for a whole step

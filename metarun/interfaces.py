@@ -1,9 +1,11 @@
 """What a data set, a sampler and an algorithm are. Nothing inherits from these: methods are enough.
 
-An algorithm may have four things more, which are used where they are found:
+An algorithm may have five things more, which are used where they are found:
     regression = True               it predicts real values too, not classes alone;
     features_suffice = True         `predict` and `measures` see examples through `backbone` alone,
                                     so that a test need embed each of them but once;
+    tasks_apart = True              its loss is the mean of the tasks' own, none of which depends on
+                                    the others, so that a few at a time will do as well;
     measures(episodes)              {name: values [T]}, what its paper reports beside the accuracy,
                                     computed on the test episodes and found in results.json;
     stages(episodes)                {inner steps: outputs [T, Q, way]}, for a regression's picture.

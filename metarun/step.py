@@ -23,14 +23,14 @@ class Step:
     """Moves the weights by one meta-batch, and reads nothing off the device.
 
     `clip_norm` is the gradient's largest norm, 0 for any; `chunk` is how many tasks are computed at
-    once, 0 for as many as suit the device.
+    once, 0 for as many as suit the device, None for batches that are not made of tasks.
     """
 
     algorithm: Algorithm
     optimizer: Optimizer
     device: Device
     clip_norm: float = 0.0
-    chunk: int = 0
+    chunk: int | None = None
 
     def __call__(self, batch: Any) -> Figures:
         """Take the step; the figures of the batch before it."""
@@ -43,9 +43,10 @@ class Step:
 
     def gradient(self, batch: Any) -> Figures:
         """Add the gradient of the batch's loss to the parameters' own; the batch's figures."""
-        chunk = self.chunk or self.suited(batch)
-        if chunk < len(batch[0]):
-            return self.gradient_by_chunks(batch, chunk)
+        if self.chunk is not None:
+            chunk = self.chunk or self.suited(batch)
+            if chunk < len(batch[0]):
+                return self.gradient_by_chunks(batch, chunk)
         with self.device.autocast():
             loss, metrics = self.algorithm.loss(batch)
         loss.backward()
@@ -53,10 +54,9 @@ class Step:
 
     def suited(self, batch: Any) -> int:
         """How many tasks of the batch are best computed at once: all of them, unless on a CPU, when
-        each has batch statistics of its own and goes through the network by itself anyway."""
-        modes = {m.batch_norm_mode for m in self.algorithm.modules() if isinstance(m, BatchNorm)}
-        together = not modes or not modes <= {"batch", "support"} or remembers(self.algorithm)
-        if together or self.device.torch_device.type != "cpu":
+        each goes through the network by itself anyway."""
+        apart = getattr(self.algorithm, "tasks_apart", False)
+        if not apart or self.device.torch_device.type != "cpu":
             return len(batch[0])
         numbers = sum(v[0].numel() for v in batch if isinstance(v, Tensor))
         return max(1, CPU_CHUNK // numbers)

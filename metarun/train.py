@@ -93,7 +93,12 @@ def fit(
         validating = last or now.step % plan.val_every == 0
         stopping = stop()
         if validating or stopping or now.step % plan.log_every == 0:
-            yield {**window.close(now), "train/lr": rate}
+            record = {**window.close(now), "train/lr": rate}
+            if stopping and not validating:
+                save(False)  # first: who listens to the log may take longer than is left
+                yield record
+                raise Interrupted(f"stopped at step {now.step} of {plan.steps}")
+            yield record
             window.restart()  # what the trackers took is not training
         if validating:
             refuse_lost_weights(algorithm, now.step)
@@ -123,7 +128,7 @@ def steps(
 ) -> Iterator[Figures]:
     """Take one step after another, each when its figures are asked for."""
     algorithm, optimizer = training.algorithm, training.optimizer
-    step = Step(algorithm, optimizer, device, plan.clip_norm, getattr(sampler, "chunk", 0))
+    step = Step(algorithm, optimizer, device, plan.clip_norm, getattr(sampler, "chunk", None))
     if not (isinstance(sampler, RowSampler) and split.x.is_cuda):
         if device.graph:
             tell(f"batches of {type(sampler).__name__} are not made on the GPU")

@@ -11,7 +11,7 @@ from metarun.backbones.mlp import MLP
 from metarun.data.functions import sinusoid
 from metarun.data.split import stack_classes
 from metarun.device import Device
-from metarun.evaluate import RowEpisodes, answers, fixed_episodes, fixed_functions
+from metarun.evaluate import RowEpisodes, answers, features_suffice, fixed_episodes, fixed_functions
 
 CPU = Device(torch.device("cpu"), "fp32")
 SIZES = [5, 7, 4, 6, 8, 5, 6]
@@ -154,6 +154,28 @@ def test_each_example_is_embedded_once_where_that_is_exact(algorithm, mode):
     for name, values in wanted.items():
         assert torch.equal(got[name], values)
     assert 0.4 < wanted["accuracy"].mean() < 1
+
+
+def test_features_that_take_too_much_memory_are_not_kept(monkeypatch):
+    """Nor does a subclass that predicts otherwise inherit that features suffice."""
+    torch.manual_seed(0)
+    algorithm, episodes = ProtoNet(MLP((4,), [6, 5], "running")), some_episodes(60)
+    distinct = torch.cat([episodes.support, episodes.query], dim=2).unique()
+    wanted = answers(algorithm, episodes, tasks=7, device=CPU)["accuracy"]
+    asked = []
+    algorithm.backbone.register_forward_pre_hook(lambda _, x: asked.append(len(x[0])))
+    for most, once in ((20 * len(distinct), True), (20 * len(distinct) - 1, False)):
+        monkeypatch.setattr("metarun.evaluate.MOST_FEATURES", most)
+        asked.clear()
+        assert torch.equal(answers(algorithm, episodes, tasks=7, device=CPU)["accuracy"], wanted)
+        assert (sum(asked) == len(distinct)) is once
+    assert features_suffice(algorithm)
+    assert not features_suffice(LooksItself(algorithm.backbone))
+
+
+class LooksItself(ProtoNet):
+    def predict(self, episodes):
+        return super().predict(episodes._replace(query_x=2 * episodes.query_x))
 
 
 @pytest.mark.parametrize("training", [True, False])

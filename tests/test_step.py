@@ -7,9 +7,12 @@ from torch import nn
 from metarun.algos.matching import MatchingNet
 from metarun.algos.protonet import ProtoNet
 from metarun.algos.reptile import Reptile
+from metarun.algos.siamese import Siamese
 from metarun.backbones.conv4 import Conv4
+from metarun.backbones.mlp import MLP
 from metarun.device import Device
 from metarun.errors import UserError
+from metarun.samplers.pairs import Pairs
 from metarun.samplers.sequences import Sequences
 from metarun.step import Step, chunks, refuse_chunks
 from tests.algos import tasks
@@ -110,16 +113,29 @@ def test_chunks_of_others_are_refused(algorithm, said):
 
 
 @pytest.mark.parametrize(
-    ("mode", "parts"), [("batch", [2, 2, 1]), ("support", [2, 2, 1]), ("none", [5])]
+    ("mode", "parts"), [("batch", [2, 2, 1]), ("support", [2, 2, 1]), ("none", [2, 2, 1])]
 )
 def test_a_cpu_takes_as_many_tasks_at_once_as_suit_it(monkeypatch, mode, parts):
-    """Where each task has statistics of its own; what it computes is the same."""
+    """Of an algorithm whose loss is a mean over tasks; what it computes is the same."""
     algorithm, episodes = tasks.algorithm("maml", "mlp", mode), tasks.some_episodes(tasks=5)
     numbers = sum(t[0].numel() for t in episodes[:4])
     monkeypatch.setattr("metarun.step.CPU_CHUNK", 2 * numbers + 1)
     seen, loss = [], algorithm.loss
     algorithm.loss = lambda batch: seen.append(len(batch[0])) or loss(batch)
     optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.1)
-    figures = Step(algorithm, optimizer, CPU).gradient(episodes)
+    figures = Step(algorithm, optimizer, CPU, chunk=0).gradient(episodes)
     assert seen == parts
     torch.testing.assert_close(figures["loss"], loss(episodes)[0].detach(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [0, None])
+def test_others_are_taken_whole(monkeypatch, chunk):
+    """A batch whose statistics are of all its pairs, and one that has no tasks to count."""
+    monkeypatch.setattr("metarun.step.CPU_CHUNK", 1)
+    algorithm = Siamese(MLP((4,), [3], "batch"), distortions=False)
+    pairs = Pairs(torch.randn(6, 4), torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 1, 0]))
+    optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.1)
+    step = Step(algorithm, optimizer, CPU, chunk=chunk)
+    assert step.gradient(pairs)["loss"] == algorithm.loss(pairs)[0]
+    algorithm.loss = lambda batch: (batch["x"].sum() * algorithm.alpha.bias.sum(), {})
+    assert Step(algorithm, optimizer, CPU)({"x": torch.ones(2)})["loss"].isfinite()

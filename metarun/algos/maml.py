@@ -30,6 +30,7 @@ class MAML(nn.Module):
     """
 
     regression = True
+    tasks_apart = True
 
     def __init__(
         self,

@@ -17,7 +17,11 @@ from torch.autograd import Function
 
 
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """γ x̂ + β for x [N, C, ...], γ = `weight` [C] and β = `bias` [C]; twice differentiable."""
+    """γ x̂ + β for x [N, C, ...], γ = `weight` [C] and β = `bias` [C].
+
+    Its first and second derivatives are right, which is all that a meta-gradient takes; third ones
+    are not.
+    """
     return Normalise.apply(x, weight, bias, eps, 0)[0]
 
 

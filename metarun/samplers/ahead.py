@@ -30,7 +30,8 @@ def rows_ahead(
             states.append(drawing.get_state())
         return torch.stack(rows), states
 
-    with ThreadPoolExecutor(max_workers=1) as thread:
+    thread = ThreadPoolExecutor(max_workers=1)
+    try:
         coming = thread.submit(block)
         while True:
             rows, states = coming.result()
@@ -40,3 +41,5 @@ def rows_ahead(
             for of_step, state in zip(rows, states, strict=True):
                 generator.set_state(state)
                 yield of_step
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)

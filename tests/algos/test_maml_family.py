@@ -78,7 +78,7 @@ def test_relabelling_the_classes_permutes_the_scores(name):
         # Meta-SGD's rates of the head belong to its rows too.
         rows = [p for key, p in algorithm.named_parameters() if "head" in key]
         if name == "meta_sgd":
-            rows += list(algorithm.rates)[-2:]
+            rows += list(algorithm.alpha)[-2:]
         for p in rows:
             if len(p):
                 p[order] = p.clone()

