@@ -9,7 +9,8 @@ An algorithm may have five things more, which are used where they are found:
     measures(episodes)              {name: values [T]}, what its paper reports beside the accuracy,
                                     computed on the test episodes and found in results.json;
     stages(episodes)                {inner steps: outputs [T, Q, way]}, for a regression's picture.
-A sampler may have a number `chunk`: how many of its batch's tasks are computed at once (0: as suits the device).
+A sampler may have a number `chunk`: how many of its batch's tasks are computed at once (0: as
+suits the device).
 """
 
 from collections.abc import Iterator, Mapping
