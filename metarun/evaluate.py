@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from metarun.backbones.batch_norm import BatchNorm
+from metarun.backbones.batch_norm import modes_of
 from metarun.data.functions import Functions
 from metarun.data.split import Split
 from metarun.device import Device
@@ -65,10 +65,10 @@ class RowEpisodes:
         if z[0].nbytes * len(distinct) > MOST_FEATURES:
             return None
         features = z.new_empty(len(distinct), *z.shape[1:])
-        features[: len(first)] = z
-        for k, part in enumerate(others, start=1):
-            start = k * len(first)
-            features[start : start + len(part)] = backbone(self.split.take(part))
+        first_room, *rooms = features.split(len(first))
+        first_room.copy_(z)
+        for room, part in zip(rooms, others, strict=True):
+            room.copy_(backbone(self.split.take(part)))
         return RowEpisodes(
             replace(self.split, x=features, device=features.device),
             place[..., :shot],
@@ -209,5 +209,4 @@ def features_suffice(algorithm: Any) -> bool:
     predicts = next(kind for kind in type(algorithm).__mro__ if "predict" in vars(kind))
     if not vars(predicts).get("features_suffice", False):
         return False
-    layers = [m for m in algorithm.backbone.modules() if isinstance(m, BatchNorm)]
-    return all(layer.batch_norm_mode == "running" for layer in layers)
+    return set(modes_of(algorithm.backbone.modules())) <= {"running"}

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metarun.backbones.batch_norm import BatchNorm
+from metarun.backbones.batch_norm import modes_of
 from metarun.device import Device
 from metarun.errors import UserError
 from metarun.interfaces import Algorithm
@@ -88,8 +88,7 @@ def refuse_chunks(algorithm: Algorithm, chunk: int) -> None:
     """Raise UserError when the algorithm's loss for some of the tasks depends on the others, or
     leaves something behind for the next call."""
     wrong = f"sampler.chunk={chunk}: "
-    modes = (m.batch_norm_mode for m in algorithm.modules() if isinstance(m, BatchNorm))
-    if "running" in modes:
+    if "running" in modes_of(algorithm.modules()):
         raise UserError(
             f"{wrong}batch norm of mode running takes its statistics over all the tasks at once: "
             "set backbone.batch_norm (and algo.batch_norm, if there is one) to batch or support, "

@@ -17,9 +17,7 @@ import argparse
 import json
 import math
 import multiprocessing
-import resource
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +111,8 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     training = Training(
         algorithm, optimizer, schedule, torch.Generator().manual_seed(0), Progress()
     )
-    before = peak_mib(device.torch_device)
+    device.watch_memory()
+    before = device.peak_memory()
     records = fit(
         training,
         Plan(steps=STEPS, val_every=STEPS, log_every=1, patience=0, clip_norm=0.0),
@@ -128,7 +127,7 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     rates = [r["train/episodes_per_second"] for r in records if "train/loss" in r]
     return {
         "seconds": statistics.median(case["tasks"] / rate for rate in rates[1:]),
-        "mib": peak_mib(device.torch_device) - before,
+        "mib": (device.peak_memory() - before) / 2**20,
     }
 
 
@@ -153,14 +152,6 @@ def made_up(classes: int, examples: int, shape: tuple[int, ...]) -> Split:
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (classes, examples, *shape), dtype=torch.uint8, generator=draw)
     return stack_classes({str(c): images[c] for c in range(classes)}, mean=(0.5,), std=(0.25,))
-
-
-def peak_mib(device: torch.device) -> float:
-    """The most memory in use so far, in MiB: of the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def exponent(values: list[int], costs: list[float]) -> float:

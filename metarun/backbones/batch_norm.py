@@ -1,6 +1,6 @@
 """Batch normalisation that says whose statistics it uses (Ioffe and Szegedy 2015)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -60,11 +60,13 @@ def normalisation(channels: int, mode: str) -> nn.Module:
 
 
 def mode_of(network: nn.Module) -> str:
-    """Whose statistics the network's batch normalisation uses; "none" without one."""
-    modes = [
-        module.batch_norm_mode for module in network.modules() if isinstance(module, BatchNorm)
-    ]
-    return modes[0] if modes else "none"
+    """Whose statistics the network's first batch normalisation uses; "none" without one."""
+    return next(iter(modes_of(network.modules())), "none")
+
+
+def modes_of(modules: Iterable[nn.Module]) -> list[str]:
+    """Whose statistics each batch normalisation among the modules uses."""
+    return [module.batch_norm_mode for module in modules if isinstance(module, BatchNorm)]
 
 
 @contextmanager

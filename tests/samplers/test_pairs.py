@@ -4,6 +4,7 @@ import torch
 from metarun.data.split import stack_classes
 from metarun.errors import UserError
 from metarun.samplers.pairs import PairSampler, draw_pairs
+from tests.samplers.few_classes import assert_uniform, generator
 
 SIZES = [7, 2, 9, 5, 6]
 FIRST_ROW = torch.tensor([0, *SIZES]).cumsum(0)
@@ -17,10 +18,6 @@ GOLDEN = {
 }
 
 
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
 def draw(seed, pairs):
     return draw_pairs(FIRST_ROW, pairs=pairs, generator=generator(seed))
 
@@ -30,14 +27,6 @@ def some_split(sizes=SIZES):
     rows = torch.arange(float(sum(sizes)))[:, None]
     names = ["seven", "two", "nine", "five", "six"][: len(sizes)]
     return stack_classes(dict(zip(names, rows.split(sizes), strict=True)))
-
-
-def assert_uniform(counts):
-    """The chi-square statistic is at most six standard deviations above its mean."""
-    expected = counts.double().sum() / counts.numel()
-    chi_square = ((counts - expected) ** 2 / expected).sum().item()
-    freedom = counts.numel() - 1
-    assert chi_square <= freedom + 6 * (2 * freedom) ** 0.5, counts
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 7, 4000])

@@ -1,13 +1,16 @@
 import pytest
 import torch
 
-from metarun.data.split import stack_classes
 from metarun.errors import UserError
 from metarun.samplers.sequences import SequenceSampler, draw_sequences
-
-SIZES = [7, 4, 9, 5, 6]
-FIRST_ROW = torch.tensor([0, *SIZES]).cumsum(0)
-CLASS_OF_ROW = torch.arange(len(SIZES)).repeat_interleave(torch.tensor(SIZES))
+from tests.samplers.few_classes import (
+    CLASS_OF_ROW,
+    FIRST_ROW,
+    SIZES,
+    assert_uniform,
+    generator,
+    some_split,
+)
 
 # Rows and labels of seeds 0 and 1: tasks=2, way=2, presentations=3 of classes of SIZES examples.
 # Changing them changes the batches of every run, and so every result.
@@ -20,29 +23,10 @@ GOLDEN = {
 }
 
 
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
 def draw(seed, **sizes):
     """Rows and labels of one draw: two sequences of three classes unless `sizes` says else."""
     sizes = {"tasks": 2, "way": 3, "presentations": 2} | sizes
     return draw_sequences(FIRST_ROW, generator=generator(seed), **sizes)
-
-
-def some_split():
-    """A split of SIZES examples, each the number of its row."""
-    rows = torch.arange(float(sum(SIZES)))[:, None]
-    names = ["seven", "four", "nine", "five", "six"]
-    return stack_classes(dict(zip(names, rows.split(SIZES), strict=True)))
-
-
-def assert_uniform(counts):
-    """The chi-square statistic is at most six standard deviations above its mean."""
-    expected = counts.double().sum() / counts.numel()
-    chi_square = ((counts - expected) ** 2 / expected).sum().item()
-    freedom = counts.numel() - 1
-    assert chi_square <= freedom + 6 * (2 * freedom) ** 0.5, counts
 
 
 @pytest.mark.parametrize(("way", "presentations"), [(3, 2), (5, 4), (2, 3), (4, 1)])

@@ -1,13 +1,16 @@
 import pytest
 import torch
 
-from metarun.data.split import stack_classes
 from metarun.errors import UserError
 from metarun.samplers.uniform import Uniform, draw_tasks
-
-SIZES = [7, 4, 9, 5, 6]
-FIRST_ROW = torch.tensor([0, *SIZES]).cumsum(0)
-CLASS_OF_ROW = torch.arange(len(SIZES)).repeat_interleave(torch.tensor(SIZES))
+from tests.samplers.few_classes import (
+    CLASS_OF_ROW,
+    FIRST_ROW,
+    SIZES,
+    assert_uniform,
+    generator,
+    some_split,
+)
 
 # Rows of seeds 0 and 1: tasks=2, way=3, shot=1, query=2 of classes of SIZES examples.
 # Changing them changes the episodes of every run, and so every result.
@@ -23,29 +26,10 @@ GOLDEN = {
 }
 
 
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
 def draw(seed, **sizes):
     """Rows of one draw, two tasks of three classes where `sizes` says nothing else."""
     sizes = {"tasks": 2, "way": 3, "shot": 1, "query": 2} | sizes
     return draw_tasks(FIRST_ROW, generator=generator(seed), **sizes)
-
-
-def some_split():
-    """A split of SIZES examples, each the number of its row."""
-    rows = torch.arange(float(sum(SIZES)))[:, None]
-    names = ["seven", "four", "nine", "five", "six"]
-    return stack_classes(dict(zip(names, rows.split(SIZES), strict=True)))
-
-
-def assert_uniform(counts):
-    """The chi-square statistic is at most six standard deviations above its mean."""
-    expected = counts.double().sum() / counts.numel()
-    chi_square = ((counts - expected) ** 2 / expected).sum().item()
-    freedom = counts.numel() - 1
-    assert chi_square <= freedom + 6 * (2 * freedom) ** 0.5, counts
 
 
 @pytest.mark.parametrize(("way", "shot", "query"), [(3, 1, 2), (5, 2, 2), (2, 3, 1), (1, 1, 3)])

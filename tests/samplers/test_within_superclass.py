@@ -4,6 +4,7 @@ import torch
 from metarun.data.split import stack_classes
 from metarun.errors import UserError
 from metarun.samplers.within_superclass import WithinSuperclass, draw_tasks
+from tests.samplers.few_classes import assert_uniform
 
 # Ten classes, mixed: five of superclass 0, three of 1 and two of 2.
 SUPERCLASS = torch.tensor([0, 1, 0, 2, 0, 1, 0, 2, 1, 0])
@@ -38,14 +39,6 @@ def some_split(superclasses=True):
     names = [f"{'abc'[s]}/{i}" for i, s in enumerate(SUPERCLASS.tolist())]
     superclass_of = {name: name[0] for name in names} if superclasses else None
     return stack_classes(dict(zip(names, rows.split(SIZES), strict=True)), superclass_of)
-
-
-def assert_uniform(counts):
-    """The chi-square statistic is at most six standard deviations above its mean."""
-    expected = counts.double().sum() / counts.numel()
-    chi_square = ((counts - expected) ** 2 / expected).sum().item()
-    freedom = counts.numel() - 1
-    assert chi_square <= freedom + 6 * (2 * freedom) ** 0.5, counts
 
 
 @pytest.mark.parametrize(("way", "shot", "query"), [(3, 1, 2), (2, 2, 2), (5, 1, 3)])
