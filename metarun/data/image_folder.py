@@ -4,30 +4,21 @@ import csv
 import difflib
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import PIL
 import torch
-from PIL import Image, ImageOps
-from torch import Tensor
 
-from metarun.data.split import Split, stack_classes
-from metarun.data.statistics import channel_statistics
+from metarun.data.pictures import decode, picture_splits
+from metarun.data.split import Split
 from metarun.data.store import SPLITS, DataSet, prepare, refuse_shared_classes
 from metarun.errors import UserError
-from metarun.tracking.progress import track
-
-log = logging.getLogger(__name__)
 
 FORMAT = "1"  # of the images below; a change to them needs a new number
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 OTHER_NAMES = {"valid": "val", "validation": "val"}  # of splits
-SHOWN = 5  # names of files or classes in one message
 
 Classes = dict[str, list[Path]]  # the pictures of each class, sorted
 
@@ -199,69 +190,10 @@ def fingerprint(folder: Path, splits: dict[str, Classes]) -> str:
 
 def build(splits: dict[str, Classes], size: int, grey: bool) -> dict[str, Split]:
     """The three splits with their pictures decoded."""
-    files = [path for classes in splits.values() for paths in classes.values() for path in paths]
-    pictures: dict[Path, np.ndarray] = {}
-    unreadable: list[Path] = []
-    pool = ThreadPoolExecutor()  # threads: Pillow decodes and resizes without Python's lock
-    try:
-        decoded = pool.map(lambda path: decode(path, size, grey), files)
-        for path, picture in zip(
-            files, track(decoded, "Reading pictures", len(files)), strict=True
-        ):
-            if picture is None:
-                unreadable.append(path)
-            else:
-                pictures[path] = picture
-    finally:
-        pool.shutdown(cancel_futures=True)  # on Ctrl-C, do not read the rest first
-    if unreadable:
-        log.warning("left out %s", shown(unreadable, "unreadable picture"))
-
-    stacked: dict[str, dict[str, Tensor]] = {}
-    for split, classes in splits.items():
-        stacked[split] = {}
-        for name, paths in classes.items():
-            readable = [pictures.pop(path) for path in paths if path in pictures]
-            if not readable:
-                raise UserError(
-                    f"no picture of class {name!r} can be read: repair or remove {paths[0].parent}"
-                )
-            stacked[split][name] = torch.from_numpy(np.stack(readable))
-    mean, std = channel_statistics(stacked["train"].values())
-    return {
-        split: stack_classes(classes, superclass_of(classes), mean, std)
-        for split, classes in stacked.items()
-    }
-
-
-def decode(path: Path, size: int, grey: bool) -> np.ndarray | None:
-    """The middle square of a picture, uint8 [3 or 1, size, size]; None when it cannot be read."""
-    mode = "L" if grey else "RGB"
-    try:
-        with Image.open(path) as file:
-            # JPEG can decode at a fraction of its size, which is most of the time saved; twice what
-            # is needed leaves the antialiased resize below to decide the pixels.
-            file.draft(mode, (2 * size, 2 * size))
-            image = ImageOps.exif_transpose(file)  # upright, as cameras and viewers mean it
-            if image.mode.startswith("I;16"):  # Pillow would clip it to 255, all white
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.has_transparency_data:  # drawn on white, not on what hides below
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            square = ImageOps.fit(image.convert(mode), (size, size), Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
-    return np.atleast_3d(np.asarray(square)).transpose(2, 0, 1)
+    return picture_splits(splits, lambda path: decode(path, size, grey), superclass_of)
 
 
 def superclass_of(classes: Iterable[str]) -> dict[str, str] | None:
     """The folder above each class's folder, if all have one: `dogs/poodle` -> `dogs`."""
     above = {name: name.rpartition("/")[0] for name in classes}
     return above if all(above.values()) else None
-
-
-def shown(paths: list[Path], what: str) -> str:
-    """The number of paths and the first few of them."""
-    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
-    count = f"{len(paths)} {what}{'s' if len(paths) > 1 else ''}"
-    return f"{count}: {', '.join(map(str, paths[:SHOWN]))}{more}"

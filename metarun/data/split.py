@@ -1,5 +1,6 @@
 """One split of a data set: every example as one tensor, stored class by class."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -84,17 +85,28 @@ def stack_classes(
     std: tuple[float, ...] = (1.0,),
 ) -> Split:
     """A Split of named classes, each a tensor [examples, *input], kept in the order given."""
+    first_row = torch.tensor([0, *(len(x) for x in classes.values())]).cumsum(0)
+    return as_split(torch.cat(list(classes.values())), first_row, classes, superclass_of, mean, std)
+
+
+def as_split(
+    x: Tensor,
+    first_row: Tensor,
+    classes: Iterable[str],
+    superclass_of: Mapping[str, str] | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Split:
+    """A Split of examples [N, *input] that stand class by class."""
     names = tuple(classes)
-    superclasses = tuple(dict.fromkeys((superclass_of or {}).values()))
+    superclasses = tuple(dict.fromkeys(superclass_of[n] for n in names)) if superclass_of else ()
     place = {name: i for i, name in enumerate(superclasses)}
+    superclass = [place[superclass_of[name]] for name in names] if superclass_of else []
     return Split(
-        x=torch.cat(list(classes.values())),
-        first_row=torch.tensor([0, *(len(x) for x in classes.values())]).cumsum(0),
+        x=x,
+        first_row=first_row,
         classes=names,
-        superclass=torch.tensor(
-            [place[superclass_of[name]] for name in names] if superclass_of else [],
-            dtype=torch.int64,
-        ),
+        superclass=torch.tensor(superclass, dtype=torch.int64),
         superclasses=superclasses,
         mean=mean,
         std=std,

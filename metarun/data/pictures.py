@@ -1,0 +1,108 @@
+"""Pictures from files to splits: decoded in threads, straight into one tensor a split."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from metarun.data.split import Split, as_split
+from metarun.data.statistics import channel_statistics
+from metarun.errors import UserError
+from metarun.tracking.progress import track
+
+log = logging.getLogger(__name__)
+
+SHOWN = 5  # names of files in one message
+
+Source = TypeVar("Source")  # where a picture is: a path, a name in an archive, its bytes
+
+
+def picture_splits(
+    splits: Mapping[str, Mapping[str, Sequence[Source]]],
+    read: Callable[[Source], np.ndarray | None],
+    superclass_of: Callable[[Iterable[str]], dict[str, str] | None] = lambda classes: None,
+) -> dict[str, Split]:
+    """The splits whose classes have the pictures at these sources, in the order given.
+
+    `read` gives a picture, uint8 [C, H, W], and is called in threads; a picture for which it gives
+    None is left out with a warning. Mean and deviation are the "train" split's. `superclass_of`
+    gives each class's superclass, if the data has them. Raises UserError when no picture of a class
+    can be read.
+    """
+    every = [s for classes in splits.values() for sources in classes.values() for s in sources]
+    pool = ThreadPoolExecutor()  # threads: Pillow decodes and resizes without Python's lock
+    try:
+        pictures = track(pool.map(read, every), "Reading pictures", len(every))
+        filled = {split: fill(classes, iter(pictures)) for split, classes in splits.items()}
+    finally:
+        pool.shutdown(cancel_futures=True)  # on Ctrl-C, do not read the rest first
+    if unreadable := [str(source) for _, _, missing in filled.values() for source in missing]:
+        log.warning("left out %s", shown(unreadable, "unreadable picture"))
+    shape = max(x.shape[1:] for x, _, _ in filled.values())  # that of an empty split, too
+    x, first_row, _ = filled["train"]
+    statistics = (0.0,) * shape[0], (1.0,) * shape[0]
+    if len(x):
+        statistics = channel_statistics(x.split(first_row.diff().tolist()))
+    return {
+        split: as_split(
+            x.view(-1, *shape), first_row, splits[split], superclass_of(splits[split]), *statistics
+        )
+        for split, (x, first_row, _) in filled.items()
+    }
+
+
+def fill(
+    classes: Mapping[str, Sequence[Source]], pictures: Iterator[np.ndarray | None]
+) -> tuple[Tensor, Tensor, list[Source]]:
+    """The next pictures in one tensor, uint8 [N, C, H, W], each class's first row, and the sources
+    whose picture is None."""
+    x, row, first_row, missing = np.empty((0, 0, 0, 0), np.uint8), 0, [0], []
+    for name, sources in classes.items():
+        for source in sources:
+            picture = next(pictures)
+            if picture is None:
+                missing.append(source)
+                continue
+            if not row:
+                x = np.empty((sum(map(len, classes.values())), *picture.shape), np.uint8)
+            x[row] = picture
+            row += 1
+        if row == first_row[-1]:
+            raise UserError(
+                f"no picture of class {name!r} can be read: repair or remove {sources[0]}"
+            )
+        first_row.append(row)
+    return torch.from_numpy(x[:row]), torch.tensor(first_row), missing
+
+
+def decode(file: Path | IO[bytes], size: int, grey: bool) -> np.ndarray | None:
+    """The middle square of a picture, uint8 [3 or 1, size, size]; None when it cannot be read."""
+    mode = "L" if grey else "RGB"
+    try:
+        with Image.open(file) as picture:
+            # JPEG can decode at a fraction of its size, which is most of the time saved; twice what
+            # is needed leaves the antialiased resize below to decide the pixels.
+            picture.draft(mode, (2 * size, 2 * size))
+            image = ImageOps.exif_transpose(picture)  # upright, as cameras and viewers mean it
+            if image.mode.startswith("I;16"):  # Pillow would clip it to 255, all white
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.has_transparency_data:  # drawn on white, not on what hides below
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            square = ImageOps.fit(image.convert(mode), (size, size), Image.Resampling.BILINEAR)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    return np.atleast_3d(np.asarray(square)).transpose(2, 0, 1)
+
+
+def shown(names: list[str], what: str) -> str:
+    """How many names there are, and the first few of them."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    count = f"{len(names)} {what}{'s' if len(names) > 1 else ''}"
+    return f"{count}: {', '.join(names[:SHOWN])}{more}"
