@@ -8,6 +8,8 @@ from torch import Tensor
 from metarun.data.split import Split
 from metarun.errors import UserError
 
+PADDING = -1  # the label of an example that only fills up a task
+
 
 class Episodes(NamedTuple):
     """T tasks, each with a labelled support set and a query set to be labelled.
@@ -15,6 +17,9 @@ class Episodes(NamedTuple):
     support_x [T, S, *input], support_y [T, S], query_x [T, Q, *input], query_y [T, Q]; labels are
     0 .. way - 1 and belong to the task alone. In a regression the targets are real values
     [T, S, way] and [T, Q, way], and way is how many an example has.
+
+    Tasks of unlike sizes are filled up, at the end, with examples whose label is PADDING, and
+    `ways` [T] tells how many classes each has: 0 .. ways - 1. None: all alike, and no padding.
     """
 
     support_x: Tensor
@@ -22,6 +27,28 @@ class Episodes(NamedTuple):
     query_x: Tensor
     query_y: Tensor
     way: int
+    ways: Tensor | None = None
+
+    @property
+    def real_support(self) -> Tensor | None:
+        """Which support examples are no padding [T, S]; None: all."""
+        return None if self.ways is None else self.support_y != PADDING
+
+    @property
+    def real_query(self) -> Tensor | None:
+        """Which query examples are no padding [T, Q]; None: all."""
+        return None if self.ways is None else self.query_y != PADDING
+
+    def known(self, scores: Tensor) -> Tensor:
+        """Scores [T, Q, way], minus infinity for the classes that a task does not have."""
+        if self.ways is None:
+            return scores
+        absent = torch.arange(self.way, device=scores.device) >= self.ways[..., None, None]
+        return scores.masked_fill(absent, -torch.inf)
+
+    def over_tasks(self) -> tuple["Episodes"]:
+        """The `in_dims` of torch.vmap for a function of one task: Episodes without the T."""
+        return (Episodes(0, 0, 0, 0, None, None if self.ways is None else 0),)  # type: ignore[arg-type]
 
 
 def gather(split: Split, support: Tensor, query: Tensor) -> Episodes:

@@ -25,7 +25,7 @@ class ANIL(MAML):
         """Query outputs [T, Q, way] after each of `steps` numbers of inner steps of the head."""
         refuse_other_way(episodes, self.way)
         body, head = (self.learner.get_submodule(name) for name in ("body", "head"))
-        support_z, query_z = embed_apart(body, episodes.support_x, episodes.query_x)
+        support_z, query_z = embed_apart(body, episodes)
         features = episodes._replace(
             support_x=at_least_float32(support_z), query_x=at_least_float32(query_z)
         )  # [T, S, D], [T, Q, D]

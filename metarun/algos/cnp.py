@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from metarun.episodes import Episodes, refuse_other_way
 from metarun.errors import UserError
 from metarun.functional.embedding import at_least_float32, embed_task, out_dim
-from metarun.functional.objective import measured, task_loss
+from metarun.functional.objective import measured, query_loss
 from metarun.functional.prototypes import class_means
 
 
@@ -54,7 +54,7 @@ class CNP(nn.Module):
         support_z, query_z = self.features(episodes)
         with torch.autocast(query_z.device.type, enabled=False):
             outputs = self.decode(query_z, self.represent(support_z, episodes.support_y))
-        return outputs[..., : self.way]
+        return episodes.known(outputs[..., : self.way])
 
     def loss(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean negative log-likelihood in nats: of the queries' classes, or of values (eq. 4).
@@ -64,7 +64,7 @@ class CNP(nn.Module):
         """
         if self.way > 1:
             scores = self.predict(episodes)
-            return task_loss(scores, episodes.query_y), measured(scores, episodes.query_y)
+            return query_loss(scores, episodes), measured(scores, episodes.query_y)
         support_z, query_z = self.features(episodes)
         with torch.autocast(query_z.device.type, enabled=False):
             support = support_z.shape[1]
@@ -80,7 +80,7 @@ class CNP(nn.Module):
     def features(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
         """Features of support [T, S, D] and query [T, Q, D]."""
         refuse_other_way(episodes, self.way)
-        support_z, query_z = embed_task(self.backbone, episodes.support_x, episodes.query_x)
+        support_z, query_z = embed_task(self.backbone, episodes)
         return at_least_float32(support_z), at_least_float32(query_z)
 
     def represent(self, z: Tensor, y: Tensor) -> Tensor:

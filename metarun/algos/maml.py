@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from metarun.episodes import Episodes, refuse_other_way
 from metarun.functional.embedding import out_dim
 from metarun.functional.inner_loop import outputs_after, refuse_running_statistics
-from metarun.functional.objective import after_each, measured, task_loss
+from metarun.functional.objective import after_each, measured, query_loss
 
 
 class MAML(nn.Module):
@@ -74,7 +74,7 @@ class MAML(nn.Module):
     def loss(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss on the query sets under the adapted parameters (Algorithm 2, line 10)."""
         outputs = self.outputs_after(episodes, [self.inner_steps])[self.inner_steps]
-        return task_loss(outputs, episodes.query_y), measured(outputs, episodes.query_y)
+        return query_loss(outputs, episodes), measured(outputs, episodes.query_y)
 
     def stages(self, episodes: Episodes) -> dict[int, Tensor]:
         """Query outputs after each of `measured_steps` numbers of inner steps."""

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
-from metarun.backbones.batch_norm import BatchNorm, mode_of
+from metarun.backbones.batch_norm import BatchNorm, counted_mean, mode_of
 from metarun.episodes import Episodes, refuse_other_way
 from metarun.errors import UserError
 from metarun.functional.embedding import out_dim
 from metarun.functional.inner_loop import Params, refuse_torchs_batch_norm
-from metarun.functional.objective import after_each, measured, task_loss
+from metarun.functional.objective import after_each, measured, query_loss, task_loss
 
 KEPT_SHARE = 0.03  # of an early step's first weight in the loss, while the weights move
 Statistics = list[tuple[Tensor, Tensor]]  # mean and variance [C] of each normalised layer
@@ -89,7 +89,7 @@ class MAMLPlusPlus(nn.Module):
         outputs, statistics = self.adapted(episodes, steps, first_order)
         self.remember(statistics)
         self.outer_step += 1
-        losses = [weights[step - 1] * task_loss(outputs[step], episodes.query_y) for step in steps]
+        losses = [weights[step - 1] * query_loss(outputs[step], episodes) for step in steps]
         return torch.stack(losses).sum(), measured(outputs[self.inner_steps], episodes.query_y)
 
     def stages(self, episodes: Episodes) -> dict[int, Tensor]:
@@ -118,38 +118,42 @@ class MAMLPlusPlus(nn.Module):
         refuse_other_way(episodes, self.way)
         own: Params = dict(self.learner.named_parameters())
 
-        def scores(params: Params, x: Tensor, step: int) -> tuple[Tensor, Statistics]:
+        def scores(
+            params: Params, x: Tensor, real: Tensor | None, step: int
+        ) -> tuple[Tensor, Statistics]:
             for layer in self.layers:
-                layer.step = min(step, self.inner_steps - 1)
+                layer.step, layer.real = min(step, self.inner_steps - 1), real
             z = functional_call(self.learner, own | params, x)
+            for layer in self.layers:
+                layer.real = None
             return z, [layer.seen.pop() for layer in self.layers]
 
-        def of_task(
-            support_x: Tensor, support_y: Tensor, query_x: Tensor
-        ) -> tuple[dict[int, Tensor], list[Statistics]]:
+        def of_task(task: Episodes) -> tuple[dict[int, Tensor], list[Statistics]]:
             def support_loss(params: Params, step: int) -> tuple[Tensor, Statistics]:
-                z, statistics = scores(params, support_x, step)
-                return task_loss(z, support_y), statistics
+                z, statistics = scores(params, task.support_x, task.real_support, step)
+                return task_loss(task.known(z), task.support_y), statistics
+
+            def query_scores(params: Params, step: int) -> tuple[Tensor, Statistics]:
+                z, statistics = scores(params, task.query_x, task.real_query, step)
+                return task.known(z), statistics
 
             params: Params = {name: own[name] for name in self.adapting}
             outputs, seen = {}, []
             if 0 in steps:
-                outputs[0], _ = scores(params, query_x, 0)
+                outputs[0], _ = query_scores(params, 0)
             for step in range(max(steps, default=0)):
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
                     grads, statistics = grad(support_loss, has_aux=True)(params, step)
                 rates = {n: r[step] for n, r in zip(self.adapting, self.rates, strict=True)}
                 params = {n: p - rates[n] * grads[n] for n, p in params.items()}
                 if step + 1 in steps:
-                    outputs[step + 1], of_query = scores(params, query_x, step)
+                    outputs[step + 1], of_query = query_scores(params, step)
                     statistics = averages([statistics, of_query])
                 seen.append(statistics)
             return outputs, seen
 
         with torch.autocast(episodes.query_x.device.type, enabled=False):
-            return torch.vmap(of_task, randomness="different")(
-                episodes.support_x, episodes.support_y, episodes.query_x
-            )
+            return torch.vmap(of_task, episodes.over_tasks(), randomness="different")(episodes)
 
     @torch.no_grad()
     def remember(self, statistics: list[Statistics]) -> None:
@@ -186,15 +190,16 @@ class StepBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(steps, channels))
         self.register_buffer("running_var", torch.ones(steps, channels))
         self.step = 0
+        self.real: Tensor | None = None  # which rows [N] count in the batch's statistics; None: all
         self.seen: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, ...], normalised."""
-        others = [d for d in range(x.ndim) if d != 1]
         shape = [-1 if d == 1 else 1 for d in range(x.ndim)]
         if self.training or self.batch_norm_mode == "batch":
-            mean = x.mean(dim=others)
-            var = (x - mean.view(shape)).square().mean(dim=others)
+            counted = len(x) if self.real is None else self.real
+            mean = counted_mean(x, counted).flatten()
+            var = counted_mean((x - mean.view(shape)).square(), counted).flatten()
         else:
             mean, var = self.running_mean[self.step], self.running_var[self.step]
         self.seen.append((mean, var))

@@ -22,6 +22,7 @@ Where the paper leaves a choice:
   gate for each head. The blank memory is not quite 0, for the sake of its cosines' gradients.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ from torch.nn import functional as F
 from metarun.episodes import Episodes
 from metarun.errors import UserError
 from metarun.functional.embedding import at_least_float32, embed, embed_task, out_dim
+from metarun.functional.orders import fixed_orders
 from metarun.samplers.sequences import Sequences
 
 LABELS = ("onehot", "string")
@@ -107,15 +109,20 @@ class MANN(nn.Module):
         classes in turn. Each query then comes alone, as the next example after it.
         """
         self.refuse_more_classes(episodes.way)
-        support_z, query_z = embed_task(self.backbone, episodes.support_x, episodes.query_x)
+        support_z, query_z = embed_task(self.backbone, episodes)
         tasks, queries = query_z.shape[:2]
         codes = self.fixed_codes(episodes.way).to(query_z)
-        order = torch.randperm(support_z.shape[1], generator=torch.Generator().manual_seed(0))
-        labels = codes[episodes.support_y[:, order]]
-        _, state = self.present(support_z[:, order], late(labels), self.blank(support_z))
-        last = labels[:, -1:].repeat_interleave(queries, dim=0)  # [T · Q, 1, K]
+        real = episodes.real_support
+        order = fixed_orders(support_z.shape[1], real, tasks).to(query_z.device)
+        support_z = support_z.take_along_dim(order[..., None], dim=1)
+        labels = codes[episodes.support_y.clamp(min=0).take_along_dim(order, dim=1)]  # [T, S, K]
+        if real is not None:
+            real = real.take_along_dim(order, dim=1)
+        _, state = self.present(support_z, late(labels), self.blank(support_z), real)
+        last = labels[:, -1:] if real is None else last_of(labels, real)
+        last = last.repeat_interleave(queries, dim=0)  # [T · Q, 1, K]
         log_p, _ = self.present(query_z.flatten(0, 1)[:, None], last, copies(state, queries))
-        return (log_p * codes).sum(dim=2).unflatten(0, (tasks, queries))
+        return episodes.known((log_p * codes).sum(dim=2).unflatten(0, (tasks, queries)))
 
     def loss(self, sequences: Sequences) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy of all steps, in nats; a string's is the sum of its letters'."""
@@ -137,8 +144,11 @@ class MANN(nn.Module):
         """Accuracy at the 1st, 2nd, … 10th presentation of a class, each [T] (tables 1 and 2).
 
         Each task's examples, at most ten of a class, make one sequence, in an order as good as
-        random, which the examples alone decide.
+        random, which the examples alone decide. Nothing for tasks of unlike sizes, whose classes
+        are not presented equally often.
         """
+        if episodes.ways is not None:
+            return {}
         self.refuse_more_classes(episodes.way)
         x = torch.cat([episodes.support_x, episodes.query_x], dim=1)
         y = torch.cat([episodes.support_y, episodes.query_y], dim=1)
@@ -155,16 +165,21 @@ class MANN(nn.Module):
             for k, values in enumerate(by_presentation.unbind(dim=1), start=1)
         }
 
-    def present(self, z: Tensor, labels: Tensor, state: State) -> tuple[Tensor, State]:
+    def present(
+        self, z: Tensor, labels: Tensor, state: State, real: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """Log p [T, L, K] of each letter at each step, and the state after the last.
 
         z [T, L, D] are the examples' features, `labels` [T, L, K] those of the examples before.
+        Steps that `real` [T, L] does not mark leave the state as it was.
         """
         with torch.autocast(z.device.type, enabled=False):
             inputs = torch.cat([at_least_float32(z), labels.to(state.h.dtype)], dim=2)
             outputs = []
-            for part in inputs.split(1 if self.feedback else inputs.shape[1], dim=1):
-                output, state = self.steps(part, state)
+            stepwise = self.feedback or real is not None
+            for t, part in enumerate(inputs.split(1 if stepwise else inputs.shape[1], dim=1)):
+                output, after = self.steps(part, state)
+                state = after if real is None else where(real[:, t], after, state)
                 outputs.append(output)
             logits = self.classifier(torch.cat(outputs, dim=1)).unflatten(2, self.groups)
             return logits.log_softmax(dim=-1).flatten(2), state
@@ -277,9 +292,28 @@ def in_turn(right: Tensor, y: Tensor, way: int) -> Tensor:
     return right.gather(1, order).unflatten(1, (way, -1)).mean(dim=1)
 
 
+def last_of(labels: Tensor, real: Tensor) -> Tensor:
+    """Each sequence's last real label: [T, L, K], [T, L] -> [T, 1, K]."""
+    return labels.take_along_dim(real.sum(dim=1)[:, None, None] - 1, dim=1)
+
+
 def copies(state: State, count: int) -> State:
     """The states of `count` copies of each sequence, one after the other: [T · count, ...]."""
-    h, cell, *memory = (
-        t.repeat_interleave(count, dim=0) for t in (state.h, state.cell, *state.memory)
-    )
+    return state_of(t.repeat_interleave(count, dim=0) for t in tensors(state))
+
+
+def where(chosen: Tensor, a: State, b: State) -> State:
+    """The states in a of the sequences chosen [T], those in b of the others."""
+    pairs = zip(tensors(a), tensors(b), strict=True)
+    return state_of(x.where(chosen.view(-1, *[1] * (x.ndim - 1)), y) for x, y in pairs)
+
+
+def tensors(state: State) -> tuple[Tensor, ...]:
+    """All that a state is made of, side by side."""
+    return (state.h, state.cell, *state.memory)
+
+
+def state_of(parts: Iterable[Tensor]) -> State:
+    """The state made of these `tensors`."""
+    h, cell, *memory = parts
     return State(h, cell, Memory(*memory))

@@ -13,12 +13,13 @@ scores, and the same episode always gets the same scores.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from metarun.episodes import Episodes
 from metarun.errors import UserError
 from metarun.functional.embedding import at_least_float32, embed_task, out_dim
-from metarun.functional.prototypes import cosine_distances
+from metarun.functional.objective import class_loss, measured
+from metarun.functional.prototypes import cosine_distances, memberships
 
 
 class MatchingNet(nn.Module):
@@ -40,24 +41,23 @@ class MatchingNet(nn.Module):
 
     def predict(self, episodes: Episodes) -> Tensor:
         """Scores [T, Q, way]: the logarithm of p(y = k | x, S), eq. 1."""
-        support_z, query_z = embed_task(self.backbone, episodes.support_x, episodes.query_x)
+        support_z, query_z = embed_task(self.backbone, episodes)
         # Attention wants full precision, in whatever precision the backbone computes.
         with torch.autocast(query_z.device.type, enabled=False):
             g, f = (at_least_float32(z).flatten(2) for z in (support_z, query_z))  # maps, too
             if self.context is not None:
-                g, f = self.context(g, f)
+                g, f = self.context(g, f, episodes.real_support)
             cosines = 1 - cosine_distances(f, g)
-            log_attention = (cosines / self.temperature).log_softmax(dim=-1)  # [T, Q, S]
+            attention = unless_padding(cosines / self.temperature, episodes.real_support)
+            log_attention = attention.log_softmax(dim=-1)  # [T, Q, S]
             # Eq. 1 sums each class's attention; summing exponentials of logarithms never meets 0.
-            members = F.one_hot(episodes.support_y, episodes.way).bool()  # [T, S, way]
-            others = ~members[:, None]
+            others = ~memberships(episodes.support_y, episodes.way)[:, None]  # [T, 1, S, way]
             return log_attention[..., None].masked_fill(others, -torch.inf).logsumexp(dim=2)
 
     def loss(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean negative log-likelihood of the query labels, in nats (eq. 2)."""
         scores = self.predict(episodes)
-        loss = F.nll_loss(scores.flatten(0, 1), episodes.query_y.flatten())
-        return loss, {"accuracy": (scores.argmax(-1) == episodes.query_y).float().mean()}
+        return class_loss(scores, episodes), measured(scores, episodes.query_y)
 
 
 class FullContext(nn.Module):
@@ -72,16 +72,36 @@ class FullContext(nn.Module):
         self.query_lstm = nn.LSTMCell(2 * features, features)
         self.processing_steps = processing_steps
 
-    def forward(self, support_z: Tensor, query_z: Tensor) -> tuple[Tensor, Tensor]:
-        """g(x_i, S) and f(x, S) from g'(x_i) and f'(x): [T, S, D], [T, Q, D] -> the same shapes."""
-        forth, back = self.support_lstm(support_z)[0].chunk(2, dim=-1)
+    def forward(
+        self, support_z: Tensor, query_z: Tensor, real: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """g(x_i, S) and f(x, S) from g'(x_i) and f'(x): [T, S, D], [T, Q, D] -> the same shapes.
+
+        `real` [T, S] marks the support examples that are no padding; None: all are real.
+        """
+        forth, back = self.read(support_z, real).chunk(2, dim=-1)
         g = forth + back + support_z  # appendix A.2
         h, c = query_z, torch.zeros_like(query_z)
         for _ in range(self.processing_steps):
-            r = (h @ g.mT).softmax(dim=-1) @ g  # eqs. 5 and 6
+            r = unless_padding(h @ g.mT, real).softmax(dim=-1) @ g  # eqs. 5 and 6
             states = self.query_lstm(
                 torch.cat([query_z, r], dim=-1).flatten(0, 1), (h.flatten(0, 1), c.flatten(0, 1))
             )
             h, c = (state.unflatten(0, query_z.shape[:2]) for state in states)
             h = h + query_z  # eq. 4
         return g, h
+
+    def read(self, support_z: Tensor, real: Tensor | None) -> Tensor:
+        """What the support LSTM says of each example, forth and back: [T, S, 2 D]."""
+        if real is None:
+            return self.support_lstm(support_z)[0]
+        packed = pack_padded_sequence(
+            support_z, real.sum(dim=1).cpu(), batch_first=True, enforce_sorted=False
+        )
+        output, _ = self.support_lstm(packed)
+        return pad_packed_sequence(output, batch_first=True, total_length=support_z.shape[1])[0]
+
+
+def unless_padding(attention: Tensor, real: Tensor | None) -> Tensor:
+    """Attention [T, Q, S] before its softmax, none to examples that `real` [T, S] does not mark."""
+    return attention if real is None else attention.masked_fill(~real[:, None], -torch.inf)

@@ -24,12 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
+from metarun.backbones.batch_norm import statistics_from
 from metarun.episodes import Episodes, refuse_other_way
 from metarun.errors import UserError
 from metarun.functional.embedding import out_dim
 from metarun.functional.flattening import flattened, unflattened
-from metarun.functional.inner_loop import query_outputs, refuse_running_statistics
-from metarun.functional.objective import measured, task_loss
+from metarun.functional.inner_loop import query_outputs, refuse_running_statistics, support_loss
+from metarun.functional.objective import measured, query_loss
 
 LOG_RANGE = 10.0  # the p of appendix A: below exp(-p) a number counts as it is, above by its log
 
@@ -66,44 +67,47 @@ class MetaLSTM(nn.Module):
     def loss(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss on the query sets under the final parameters (Algorithm 1)."""
         refuse_other_way(episodes, self.way)
+
+        def of_task(weights: Tensor, task: Episodes) -> Tensor:
+            with statistics_from(self.learner, real=task.real_query):
+                params = unflattened(weights, self.learner)
+                return task.known(functional_call(self.learner, params, task.query_x))
+
         with torch.autocast(episodes.query_x.device.type, enabled=False):
-            weights = self.trained(episodes.support_x, episodes.support_y)
-            outputs = torch.vmap(self.outputs, randomness="different")(weights, episodes.query_x)
-        return task_loss(outputs, episodes.query_y), measured(outputs, episodes.query_y)
+            weights = self.trained(episodes)
+            in_dims = (0, *episodes.over_tasks())
+            outputs = torch.vmap(of_task, in_dims, randomness="different")(weights, episodes)
+        return query_loss(outputs, episodes), measured(outputs, episodes.query_y)
 
     def predict(self, episodes: Episodes) -> Tensor:
         """Outputs [T, Q, way] of the parameters trained on each support set."""
         refuse_other_way(episodes, self.way)
 
-        def of_task(weights: Tensor, support_x: Tensor, query_x: Tensor) -> Tensor:
-            params = unflattened(weights, self.learner)
-            return query_outputs(self.learner, params, support_x, query_x)
+        def of_task(weights: Tensor, task: Episodes) -> Tensor:
+            return query_outputs(self.learner, unflattened(weights, self.learner), task)
 
         with torch.autocast(episodes.query_x.device.type, enabled=False):
-            weights = self.trained(episodes.support_x, episodes.support_y)
-            return torch.vmap(of_task)(weights, episodes.support_x, episodes.query_x)
+            weights = self.trained(episodes)
+            return torch.vmap(of_task, (0, *episodes.over_tasks()))(weights, episodes)
 
-    def trained(self, support_x: Tensor, support_y: Tensor) -> Tensor:
+    def trained(self, episodes: Episodes) -> Tensor:
         """Every task's final parameters [T, P] (Algorithm 1)."""
-        weights = flattened(self.learner.parameters()).expand(len(support_x), -1)
+        weights = flattened(self.learner.parameters()).expand(len(episodes.support_x), -1)
         state = self.optimizer.first_state(weights)
         for _ in range(self.inner_steps):
             # Constants to the meta-learner, the paper's "gradient independence assumption".
-            slope, loss = self.support_slope(weights.detach(), support_x, support_y)
+            slope, loss = self.support_slope(weights.detach(), episodes)
             weights, state = self.optimizer(weights, slope, loss, state)
         return weights
 
-    def support_slope(self, weights: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def support_slope(self, weights: Tensor, episodes: Episodes) -> tuple[Tensor, Tensor]:
         """Gradient [T, P] and value [T] of each task's support loss at `weights` [T, P]."""
 
-        def support_loss(weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            return task_loss(self.outputs(weights, x), y)
+        def loss(weights: Tensor, task: Episodes) -> Tensor:
+            return support_loss(self.learner, task, unflattened(weights, self.learner))
 
-        return torch.vmap(grad_and_value(support_loss), randomness="different")(weights, x, y)
-
-    def outputs(self, weights: Tensor, x: Tensor) -> Tensor:
-        """Outputs [N, way] of the learner with parameters `weights` [P] for x [N, ...]."""
-        return functional_call(self.learner, unflattened(weights, self.learner), x)
+        in_dims = (0, *episodes.over_tasks())
+        return torch.vmap(grad_and_value(loss), in_dims, randomness="different")(weights, episodes)
 
 
 class CoordinatewiseOptimizer(nn.Module):

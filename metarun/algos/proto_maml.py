@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarun.algos.maml import MAML
+from metarun.backbones.batch_norm import statistics_from
 from metarun.episodes import Episodes
 from metarun.functional.embedding import out_dim
 from metarun.functional.inner_loop import Params, outputs_after
@@ -47,10 +48,11 @@ class ProtoMAML(MAML):
     def outputs_after(self, episodes: Episodes, steps: Sequence[int]) -> dict[int, Tensor]:
         """Query scores [T, Q, way] after each of `steps` numbers of inner steps."""
 
-        def initial(support_x: Tensor, support_y: Tensor) -> Params:
+        def initial(task: Episodes) -> Params:
             params: Params = dict(self.learner.named_parameters())
-            z = self.learner.get_submodule("body")(support_x)  # [S, D]
-            prototypes = class_means(z[None], support_y[None], episodes.way)[0]  # [way, D]
+            with statistics_from(self.learner, real=task.real_support):
+                z = self.learner.get_submodule("body")(task.support_x)  # [S, D]
+            prototypes = class_means(z[None], task.support_y[None], task.way)[0]  # [way, D]
             bias = -prototypes.square().sum(dim=1)
             return params | {"head.weight": 2 * prototypes, "head.bias": bias}
 

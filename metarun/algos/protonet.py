@@ -7,11 +7,11 @@ of a task, D features.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from metarun.episodes import Episodes
 from metarun.errors import UserError
 from metarun.functional.embedding import at_least_float32, embed_task
+from metarun.functional.objective import measured, query_loss
 from metarun.functional.prototypes import class_means, cosine_distances, squared_distances
 
 DISTANCES = {"euclidean": squared_distances, "cosine": cosine_distances}
@@ -49,15 +49,15 @@ class ProtoNet(nn.Module):
     def predict(self, episodes: Episodes) -> Tensor:
         """Scores [T, Q, way]; softmax gives p(y = k | x), eq. 2 with the distance of sec. 2.4."""
         # Support and query go through together, as in the authors' code: batch norm sees both.
-        support_z, query_z = embed_task(self.backbone, episodes.support_x, episodes.query_x)
+        support_z, query_z = embed_task(self.backbone, episodes)
         # Means and distances want full precision, in whatever precision the backbone computes.
         with torch.autocast(query_z.device.type, enabled=False):
             support_z, query_z = (at_least_float32(z).flatten(2) for z in (support_z, query_z))
             prototypes = class_means(support_z, episodes.support_y, episodes.way)
-            return -self.distances(query_z, prototypes) / self.log_temperature.exp()
+            distances = self.distances(query_z, prototypes)
+            return episodes.known(-distances / self.log_temperature.exp())
 
     def loss(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean negative log-likelihood of the query labels, in nats (Algorithm 1)."""
         scores = self.predict(episodes)
-        loss = F.cross_entropy(scores.flatten(0, 1), episodes.query_y.flatten())
-        return loss, {"accuracy": (scores.argmax(-1) == episodes.query_y).float().mean()}
+        return query_loss(scores, episodes), measured(scores, episodes.query_y)

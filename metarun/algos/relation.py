@@ -17,9 +17,11 @@ from torch.nn import functional as F
 
 from metarun.backbones.batch_norm import MODES, normalisation
 from metarun.backbones.conv4 import block
-from metarun.episodes import Episodes
+from metarun.episodes import PADDING, Episodes
 from metarun.errors import UserError
-from metarun.functional.embedding import at_least_float32, embed, embed_apart
+from metarun.functional.embedding import at_least_float32, embed, embed_apart, real_examples
+from metarun.functional.objective import measured
+from metarun.functional.prototypes import memberships
 
 
 class RelationNet(nn.Module):
@@ -62,27 +64,43 @@ class RelationNet(nn.Module):
     def predict(self, episodes: Episodes) -> Tensor:
         """Relation scores [T, Q, way], from 0 to 1 (eq. 1)."""
         # Apart, as in the authors' code: with mode "batch" each has its own statistics.
-        support_z, query_z = embed_apart(self.backbone, episodes.support_x, episodes.query_x)
+        support_z, query_z = embed_apart(self.backbone, episodes)
         # Comparing wants full precision, in whatever precision the backbone computes.
         with torch.autocast(query_z.device.type, enabled=False):
             support, query = (
                 at_least_float32(z).reshape(*z.shape[:2], *self.map_shape)
                 for z in (support_z, query_z)
             )
-            members = F.one_hot(episodes.support_y, episodes.way).to(support.dtype)
+            members = memberships(episodes.support_y, episodes.way).to(support.dtype)
             classes = torch.einsum("tsk,tschw->tkchw", members, support)  # sums of maps (sec. 3.2)
             x = torch.cat([support, query], dim=1) if self.mode == "support" else query
             of_query, of_class = embed(self.of_query, x, 0), embed(self.of_class, classes, 0)
             pairs = of_query[:, :, None] + of_class[:, None]  # [T, Q, way, width, H, W]
             support_pairs = support.shape[1] * episodes.way
-            scores = embed(self.relation, pairs.flatten(1, 2), support_pairs)
-            return scores.view(pairs.shape[:3])[:, -query.shape[1] :]
+            real = self.real_pairs(episodes)
+            scores = embed(self.relation, pairs.flatten(1, 2), support_pairs, real)
+            return episodes.known(scores.view(pairs.shape[:3])[:, -query.shape[1] :])
+
+    def real_pairs(self, episodes: Episodes) -> Tensor | None:
+        """Which pairs of an example and a class are of real ones, in the order of the relation
+        module's rows; None: all."""
+        real = real_examples(episodes) if self.mode == "support" else episodes.real_query
+        if episodes.ways is None or real is None:
+            return None
+        present = (
+            torch.arange(episodes.way, device=real.device) < episodes.ways[:, None]
+        )  # [T, way]
+        return (real[:, :, None] & present[:, None]).flatten(1)
 
     def loss(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of scores, 1 for the query's own class and 0 for others (eq. 2)."""
         scores = self.predict(episodes)
-        loss = F.mse_loss(scores, F.one_hot(episodes.query_y, episodes.way).to(scores.dtype))
-        return loss, {"accuracy": (scores.argmax(-1) == episodes.query_y).float().mean()}
+        wanted = memberships(episodes.query_y, episodes.way).to(scores.dtype)
+        if episodes.ways is None:
+            return F.mse_loss(scores, wanted), measured(scores, episodes.query_y)
+        real = (episodes.query_y != PADDING)[..., None] & scores.isfinite()  # and a class it has
+        errors = (scores.where(real, 0) - wanted).square().sum(dim=(1, 2))
+        return (errors / real.sum(dim=(1, 2))).mean(), measured(scores, episodes.query_y)
 
 
 def initialise(layer: nn.Module) -> None:

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
-from metarun.backbones.batch_norm import mode_of
+from metarun.backbones.batch_norm import mode_of, statistics_from
 from metarun.episodes import Episodes, refuse_other_way
 from metarun.errors import UserError
-from metarun.functional.embedding import out_dim
+from metarun.functional.embedding import out_dim, real_examples
 from metarun.functional.flattening import flattened, unflattened
 from metarun.functional.inner_loop import query_outputs, refuse_running_statistics
 from metarun.functional.objective import measured, task_loss
+from metarun.functional.orders import fixed_order_keys
 
 DECAY, EPS = 0.999, 1e-8  # of Adam's second moment; what keeps its root from zero
 ONE_QUERY = "support and one query"
@@ -84,8 +85,11 @@ class Reptile(nn.Module):
         refuse_other_way(episodes, self.way)
         x = torch.cat([episodes.support_x, episodes.query_x], dim=1)  # [T, N, *input]
         y = torch.cat([episodes.support_y, episodes.query_y], dim=1)
-        rows = minibatches(*y.shape[:2], steps=self.inner_steps, size=self.inner_batch)
-        trained, second_moments, last = self.trained(x, y, rows)
+        real = real_examples(episodes)
+        passes = passes_over(y, real, self.inner_steps * self.inner_batch)
+        keys = torch.rand(len(y), passes, y.shape[1])
+        rows = minibatches(keys, real, steps=self.inner_steps, size=self.inner_batch)
+        trained, second_moments, last = self.trained(x, y, rows, episodes)
         if self.training:
             self.second_moment.copy_(second_moments.mean(dim=0))
             self.updates += self.inner_steps
@@ -103,39 +107,43 @@ class Reptile(nn.Module):
     def outputs_after(self, episodes: Episodes, steps: int) -> Tensor:
         """Query outputs [T, Q, way] after `steps` minibatches of each support set."""
         refuse_other_way(episodes, self.way)
-        tasks, support = episodes.support_y.shape[:2]
+        x, y, real = episodes.support_x, episodes.support_y, episodes.real_support
+        tasks, support = y.shape[:2]
         # The same order in every task and every time: a test can be repeated.
-        order = torch.Generator().manual_seed(0)
-        rows = minibatches(1, support, steps=steps, size=self.test_batch, generator=order)
-        weights, *_ = self.trained(
-            episodes.support_x, episodes.support_y, rows.expand(tasks, -1, -1)
-        )
+        passes = passes_over(y, real, steps * self.test_batch)
+        keys = torch.stack([fixed_order_keys(support, seed) for seed in range(passes)])
+        rows = minibatches(keys.expand(tasks, -1, -1), real, steps=steps, size=self.test_batch)
+        weights, *_ = self.trained(x, y, rows, episodes)
         outputs = partial(self.outputs, at_once=max(1, ROWS_AT_ONCE // (tasks * (support + 1))))
         with torch.autocast(weights.device.type, enabled=False):
-            return torch.vmap(outputs)(weights, episodes.support_x, episodes.query_x)
+            return torch.vmap(outputs, (0, *episodes.over_tasks()))(weights, episodes)
 
     def trained(
-        self, x: Tensor, y: Tensor, rows: Tensor
+        self, x: Tensor, y: Tensor, rows: Tensor, episodes: Episodes
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Every task's parameters and Adam's second moment [T, P] after a step on each minibatch.
 
-        Of the examples x [T, N, *input] and y [T, N], `rows` [T, steps, size] are the minibatches.
+        Of the episodes' examples x [T, N, *input] and y [T, N], `rows` [T, steps, size] are the
+        minibatches.
         The third value: outputs [T, size, way] for the last one before its step, and its targets.
         Always in full precision: bfloat16 spoils the steps.
         """
 
-        def batch_loss(weights: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            outputs = functional_call(self.learner, unflattened(weights, self.learner), x)
+        def batch_loss(
+            weights: Tensor, x: Tensor, y: Tensor, task: Episodes
+        ) -> tuple[Tensor, Tensor]:
+            params = unflattened(weights, self.learner)
+            outputs = task.known(functional_call(self.learner, params, x))
             return task_loss(outputs, y), outputs
 
         def of_task(
-            x: Tensor, y: Tensor, rows: Tensor
+            x: Tensor, y: Tensor, rows: Tensor, task: Episodes
         ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
             weights = flattened(self.learner.parameters()).detach()
             second_moment = self.second_moment
             last: tuple[Tensor, ...] = ()
             for step, row in enumerate(rows, start=1):
-                slope, outputs = grad(batch_loss, has_aux=True)(weights, x[row], y[row])
+                slope, outputs = grad(batch_loss, has_aux=True)(weights, x[row], y[row], task)
                 last = (outputs, y[row])
                 second_moment = DECAY * second_moment + (1 - DECAY) * slope.square()
                 unbiased = second_moment / (1 - DECAY ** (self.updates + step).double())
@@ -143,24 +151,43 @@ class Reptile(nn.Module):
             return weights, second_moment, last
 
         with torch.autocast(x.device.type, enabled=False):
-            return torch.vmap(of_task, randomness="different")(x, y, rows.to(x.device))
+            in_dims = (0, 0, 0, *episodes.over_tasks())
+            return torch.vmap(of_task, in_dims, randomness="different")(
+                x, y, rows.to(x.device), episodes
+            )
 
-    def outputs(self, weights: Tensor, support_x: Tensor, query_x: Tensor, at_once: int) -> Tensor:
+    def outputs(self, weights: Tensor, task: Episodes, at_once: int) -> Tensor:
         """One task's query outputs [Q, way] under `weights` [P], `at_once` queries in one pass."""
         params = unflattened(weights, self.learner)
         if self.batch_norm_mode != ONE_QUERY:
-            return query_outputs(self.learner, params, support_x, query_x)
+            return query_outputs(self.learner, params, task)
+        real = task.real_support
+        marks = None if real is None else torch.cat([real, real.new_ones(1)])
 
         def after_support(x: Tensor) -> Tensor:
-            return functional_call(self.learner, params, torch.cat([support_x, x[None]]))[-1]
+            both = torch.cat([task.support_x, x[None]])
+            with statistics_from(self.learner, real=marks):
+                return functional_call(self.learner, params, both)[-1]
 
-        return torch.vmap(after_support, chunk_size=at_once)(query_x)
+        return task.known(torch.vmap(after_support, chunk_size=at_once)(task.query_x))
 
 
-def minibatches(
-    tasks: int, examples: int, *, steps: int, size: int, generator: torch.Generator | None = None
-) -> Tensor:
-    """Rows [tasks, steps, size] of minibatches; every example comes once before any comes again."""
-    passes = -(-steps * size // examples)
-    order = torch.rand(tasks, passes, examples, generator=generator).argsort(dim=2)
-    return order.flatten(1)[:, : steps * size].view(tasks, steps, size)
+def passes_over(y: Tensor, real: Tensor | None, examples: int) -> int:
+    """How often the smallest of the tasks with labels y [T, N] is gone through for so many
+    examples."""
+    smallest = y.shape[1] if real is None else int(real.sum(dim=1).min())
+    return max(1, -(-examples // smallest))
+
+
+def minibatches(keys: Tensor, real: Tensor | None, *, steps: int, size: int) -> Tensor:
+    """Rows [T, steps, size] of minibatches, in the order of `keys` [T, passes, N].
+
+    Every real [T, N] example (None: all) comes once before any comes again.
+    """
+    tasks, place = len(keys), torch.arange(steps * size)
+    if real is None:
+        return keys.argsort(dim=2).flatten(1)[:, place].view(tasks, steps, size)
+    real = real.to(keys.device)
+    order = keys.masked_fill(~real[:, None], torch.inf).argsort(dim=2)
+    turn, nth = place // real.sum(dim=1)[:, None], place % real.sum(dim=1)[:, None]
+    return order[torch.arange(tasks)[:, None], turn, nth].view(tasks, steps, size)

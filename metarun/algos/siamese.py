@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarun.episodes import Episodes
+from metarun.episodes import PADDING, Episodes
 from metarun.functional.affine import affine_matrices, transformed
 from metarun.functional.embedding import at_least_float32, embed_task, out_dim
 from metarun.functional.prototypes import class_means
@@ -70,21 +70,23 @@ class Siamese(nn.Module):
         the class. With one example a class it is the paper's rule, the largest p (sec. 4.3)."""
         similarities = self.similarities(episodes)
         with torch.autocast(similarities.device.type, enabled=False):
-            return class_means(similarities.mT, episodes.support_y, episodes.way).mT
+            return episodes.known(class_means(similarities.mT, episodes.support_y, episodes.way).mT)
 
     def measures(self, episodes: Episodes) -> dict[str, Tensor]:
         """Verification accuracy [T] at the threshold p = 1/2, over all pairs of a query and a
         support example: the mean of the shares of pairs of the same class and of pairs of
         different classes that are told right, so that both kinds weigh the same."""
-        said_same = (self.similarities(episodes) > 0).float()
-        same = (episodes.query_y[:, :, None] == episodes.support_y[:, None]).float()  # [T, Q, S]
-        positives = (said_same * same).sum(dim=(1, 2)) / same.sum(dim=(1, 2))
-        negatives = ((1 - said_same) * (1 - same)).sum(dim=(1, 2)) / (1 - same).sum(dim=(1, 2))
+        said_same = self.similarities(episodes) > 0
+        query_y, support_y = episodes.query_y[:, :, None], episodes.support_y[:, None]
+        real = (query_y != PADDING) & (support_y != PADDING)
+        same, other = real & (query_y == support_y), real & (query_y != support_y)  # [T, Q, S]
+        positives = (said_same & same).sum(dim=(1, 2)) / same.sum(dim=(1, 2))
+        negatives = (~said_same & other).sum(dim=(1, 2)) / other.sum(dim=(1, 2))
         return {"verification_accuracy": (positives + negatives) / 2}
 
     def similarities(self, episodes: Episodes) -> Tensor:
         """Of each query with each support example, before the sigmoid: [T, Q, S]."""
-        support_z, query_z = embed_task(self.backbone, episodes.support_x, episodes.query_x)
+        support_z, query_z = embed_task(self.backbone, episodes)
         with torch.autocast(query_z.device.type, enabled=False):
             distances = weighted_l1(
                 at_least_float32(query_z), at_least_float32(support_z), self.alpha.weight[0]

@@ -24,7 +24,9 @@ from torch.nn import functional as F
 from metarun.episodes import Episodes, refuse_other_way
 from metarun.errors import UserError
 from metarun.functional.embedding import at_least_float32, embed_task, out_dim
-from metarun.functional.objective import measured, task_loss
+from metarun.functional.objective import measured, query_loss
+from metarun.functional.orders import fixed_orders
+from metarun.functional.prototypes import memberships
 
 
 class SNAIL(nn.Module):
@@ -58,36 +60,37 @@ class SNAIL(nn.Module):
     def predict(self, episodes: Episodes) -> Tensor:
         """Scores [T, Q, way] of the queries, each the last step of its own sequence."""
         tasks, support = episodes.support_y.shape
-        order = torch.randperm(support, generator=torch.Generator().manual_seed(0))
-        return self.scores(in_order(episodes, order.expand(tasks, support)))
+        order = fixed_orders(support, episodes.real_support, tasks)
+        return self.scores(in_order(episodes, order))
 
     def loss(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy of the last step, in nats (sec. 5.1).
 
         The support set is shuffled, and has 1 to all of the drawn examples of each class, equally
-        likely: the paper trains one network for 1 to 5 shots.
+        likely: the paper trains one network for 1 to 5 shots. Tasks of unlike sizes, which vary
+        enough, keep them all.
         """
-        shot = episodes.support_y.shape[1] // episodes.way
-        fewer = int(torch.randint(1, shot + 1, ()))
+        fewer = shot = episodes.support_y.shape[1] // episodes.way
+        if episodes.ways is None:
+            fewer = int(torch.randint(1, shot + 1, ()))
         scores = self.scores(in_order(episodes, shuffled(episodes, fewer)))
-        return task_loss(scores, episodes.query_y), measured(scores, episodes.query_y)
+        return query_loss(scores, episodes), measured(scores, episodes.query_y)
 
     def scores(self, episodes: Episodes) -> Tensor:
         """Scores [T, Q, way], the support set being read as it stands."""
         refuse_other_way(episodes, self.way)
-        support_z, query_z = embed_task(self.backbone, episodes.support_x, episodes.query_x)
+        support_z, query_z = embed_task(self.backbone, episodes)
         with torch.autocast(query_z.device.type, enabled=False):
             support_z, query_z = at_least_float32(support_z), at_least_float32(query_z)
-            labels = F.one_hot(episodes.support_y, self.way).to(support_z.dtype)
+            labels = memberships(episodes.support_y, self.way).to(support_z.dtype)
             unknown = query_z.new_zeros(*query_z.shape[:2], self.way)
             support = torch.cat([support_z, labels], dim=-1)  # [T, S, D + way]
             query = torch.cat([query_z, unknown], dim=-1)  # [T, Q, D + way]
             x = torch.cat([support, query], dim=1)
-            # Rows' places in their sequence: 0, 1, ..., S - 1, and then S for every query.
-            step = torch.arange(x.shape[1], device=x.device).clamp(max=support.shape[1])
+            step = steps_of(episodes)
             for block in self.blocks:
                 x = block(x, step)
-            return self.head(x[:, support.shape[1] :])
+            return episodes.known(self.head(x[:, support.shape[1] :]))
 
 
 class AttentionBlock(nn.Module):
@@ -102,8 +105,8 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, step: Tensor) -> Tensor:
         # A row sees the steps before its own, and itself; no query sees another.
-        itself = torch.eye(len(step), dtype=torch.bool, device=x.device)
-        hidden = ~((step[:, None] > step) | itself)
+        itself = torch.eye(step.shape[1], dtype=torch.bool, device=x.device)
+        hidden = ~((step[:, :, None] > step[:, None]) | itself)
         query, key, value = self.query(x), self.key(x), self.value(x)
         logits = query @ key.mT / math.sqrt(key.shape[-1])
         return torch.cat([x, logits.masked_fill(hidden, -math.inf).softmax(dim=-1) @ value], dim=-1)
@@ -137,14 +140,32 @@ class DenseBlock(nn.Module):
 
     def forward(self, x: Tensor, step: Tensor) -> Tensor:
         # Row t of the padded sequence is step t - dilation; before the first step are zeros.
-        earlier = F.pad(x, (0, 0, self.dilation, 0))[:, step]
+        earlier = F.pad(x, (0, 0, self.dilation, 0)).take_along_dim(step[..., None], dim=1)
         signal, gate = self.convolution(torch.cat([x, earlier], dim=-1)).chunk(2, dim=-1)
         return torch.cat([x, signal.tanh() * gate.sigmoid()], dim=-1)
 
 
+def steps_of(episodes: Episodes) -> Tensor:
+    """Each row's place in its sequence [T, S + Q]: 0, 1, ..., and then the same for every query.
+
+    Padding comes at the queries' place or later, where nobody sees it.
+    """
+    tasks, support = episodes.support_y.shape
+    place = torch.arange(support, device=episodes.support_y.device).expand(tasks, -1)
+    last = place.new_full((tasks, 1), support)
+    if episodes.real_support is not None:
+        last = episodes.real_support.sum(dim=1, keepdim=True)
+    return torch.cat([place, last.expand(-1, episodes.query_y.shape[1])], dim=1)
+
+
 def shuffled(episodes: Episodes, shot: int) -> Tensor:
-    """A random order of `shot` support examples of each class: their places [T, way · shot]."""
+    """A random order of `shot` support examples of each class: their places [T, way · shot].
+
+    In tasks of unlike sizes that of all of them, [T, S], padding last.
+    """
     y = episodes.support_y
+    if episodes.real_support is not None:
+        return (torch.rand(y.shape, device=y.device) + ~episodes.real_support).argsort(dim=1)
     members = F.one_hot(y, episodes.way)
     nth = (members.cumsum(dim=1) * members).sum(dim=-1)  # the how-manieth of its class, from 1
     # The examples that stay out sort last.

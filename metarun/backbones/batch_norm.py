@@ -19,11 +19,12 @@ class BatchNorm(nn.Module):
     `mode="running"` trains on the batch's statistics and tests on their running mean: inductive,
     a prediction does not depend on what else is in the batch. `mode="batch"` uses the batch's own
     statistics always, so a test on a query set is transductive. `mode="support"` uses those of the
-    task's support set, which `statistics_of_first` points out: inductive, and still the task's own
+    task's support set, which `statistics_from` points out: inductive, and still the task's own
     (the MetaBN of Bronskill et al. 2020, "TaskNorm", sec. 3.2).
     """
 
-    first: int | None = None  # mode "support": the rows that statistics come from; None: all
+    # Modes "batch" and "support": the first rows, or those marked in [N], that count in statistics.
+    counted: int | Tensor | None = None
 
     def __init__(self, channels: int, mode: str, momentum: float = 0.1, eps: float = 1e-5):
         super().__init__()
@@ -51,7 +52,7 @@ class BatchNorm(nn.Module):
                 momentum=self.momentum,
                 eps=self.eps,
             )
-        return batch_normalised(x, self.weight, self.bias, self.eps, self.first)
+        return batch_normalised(x, self.weight, self.bias, self.eps, self.counted)
 
 
 def normalisation(channels: int, mode: str) -> nn.Module:
@@ -70,37 +71,48 @@ def modes_of(modules: Iterable[nn.Module]) -> list[str]:
 
 
 @contextmanager
-def statistics_of_first(network: nn.Module, rows: int) -> Iterator[None]:
-    """Within this block, layers of mode "support" take the first `rows` for the support set."""
-    layers = [
-        module
-        for module in network.modules()
-        if isinstance(module, BatchNorm) and module.batch_norm_mode == "support"
-    ]
+def statistics_from(
+    network: nn.Module, *, support: int | None = None, real: Tensor | None = None
+) -> Iterator[None]:
+    """Within this block, layers of mode "support" take the first `support` rows for the support
+    set; with marks `real` [N], rows that are padding count in no statistics."""
+    layers = [module for module in network.modules() if isinstance(module, BatchNorm)]
     for layer in layers:
-        layer.first = rows
+        first = support if layer.batch_norm_mode == "support" else None
+        if real is not None and first is not None:
+            layer.counted = real & (torch.arange(len(real), device=real.device) < first)
+        else:
+            layer.counted = first if real is None else real
     try:
         yield
     finally:
         for layer in layers:
-            layer.first = None
+            layer.counted = None
 
 
 def batch_normalised(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, first: int | None = None
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, counted: int | Tensor | None = None
 ) -> Tensor:
-    """x [N, C, ...] of which the `first` rows (None: all) have mean `bias` and standard deviation
-    `weight` in each channel.
+    """x [N, C, ...] of which the `counted` rows have mean `bias` and standard deviation `weight` in
+    each channel: the first so many, those marked in [N], or (None) all.
 
     Not torch's own, which is silently wrong when autograd differentiates through vmap of a
     gradient, as in an inner loop over many tasks.
     """
     full = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x  # statistics lose bits
-    if first is None:
+    if counted is None:
         return normalise(full, weight, bias, eps).to(x.dtype)
-    others = [d for d in range(x.ndim) if d != 1]
     shape = [-1 if d == 1 else 1 for d in range(x.ndim)]
-    centred = full - full[:first].mean(dim=others, keepdim=True)
-    variance = centred[:first].square().mean(dim=others, keepdim=True)
+    centred = full - counted_mean(full, counted)
+    variance = counted_mean(centred.square(), counted)
     scale = weight.view(shape) * (variance + eps).rsqrt()
     return (centred * scale + bias.view(shape)).to(x.dtype)
+
+
+def counted_mean(x: Tensor, counted: int | Tensor) -> Tensor:
+    """The mean of each channel of x [N, C, ...] over the counted rows: [1, C, 1, ...]."""
+    others = [d for d in range(x.ndim) if d != 1]
+    if isinstance(counted, int):
+        return x[:counted].mean(dim=others, keepdim=True)
+    share = (counted / counted.sum()).to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+    return (x * share).sum(dim=others, keepdim=True) / x[0, 0].numel()

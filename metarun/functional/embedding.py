@@ -3,36 +3,58 @@
 import torch
 from torch import Tensor, nn
 
-from metarun.backbones.batch_norm import mode_of, statistics_of_first
+from metarun.backbones.batch_norm import mode_of, statistics_from
+from metarun.episodes import PADDING, Episodes
 from metarun.errors import UserError
 
 
-def embed(backbone: nn.Module, x: Tensor, support: int) -> Tensor:
+def embed(backbone: nn.Module, x: Tensor, support: int, real: Tensor | None = None) -> Tensor:
     """Features of every example: [T, N, *input] -> [T, N, *features].
 
-    The first `support` examples of each task are its support set. Batch norm that uses the task's
-    own statistics takes those of one task at a time, so that a task's features do not depend on
-    which other tasks are computed beside it.
+    The first `support` examples of each task are its support set; those that `real` [T, N] does not
+    mark are padding, with features of no meaning. Batch norm that uses the task's own statistics
+    takes those of one task at a time, so that a task's features do not depend on which other tasks
+    are computed beside it.
     """
     if mode_of(backbone) in ("batch", "support"):
-        with statistics_of_first(backbone, support):
-            return torch.vmap(backbone, randomness="different")(x)
-    return backbone(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+        def of_task(x: Tensor, real: Tensor | None) -> Tensor:
+            with statistics_from(backbone, support=support, real=real):
+                return backbone(x)
+
+        in_dims = (0, None if real is None else 0)
+        return torch.vmap(of_task, in_dims, randomness="different")(x, real)
+    if real is None:
+        return backbone(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    z = backbone(x[real])
+    return z.new_zeros(*real.shape, *z.shape[1:]).index_put(real.nonzero(as_tuple=True), z)
 
 
-def embed_task(backbone: nn.Module, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
+def embed_task(backbone: nn.Module, episodes: Episodes) -> tuple[Tensor, Tensor]:
     """Features of support and query, which go through together: [T, S, ...] and [T, Q, ...]."""
-    support = support_x.shape[1]
-    z = embed(backbone, torch.cat([support_x, query_x], dim=1), support)
+    support = episodes.support_x.shape[1]
+    x = torch.cat([episodes.support_x, episodes.query_x], dim=1)
+    z = embed(backbone, x, support, real_examples(episodes))
     return z[:, :support], z[:, support:]
 
 
-def embed_apart(backbone: nn.Module, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
+def embed_apart(backbone: nn.Module, episodes: Episodes) -> tuple[Tensor, Tensor]:
     """As `embed_task`, but with batch norm of mode "batch" the query has statistics of its own."""
     if mode_of(backbone) != "batch":
-        return embed_task(backbone, support_x, query_x)
-    own = [embed(backbone, x, support=x.shape[1]) for x in (support_x, query_x)]
-    return own[0], own[1]
+        return embed_task(backbone, episodes)
+    support_x, query_x = episodes.support_x, episodes.query_x
+    support_z = embed(backbone, support_x, support_x.shape[1], episodes.real_support)
+    return support_z, embed(backbone, query_x, query_x.shape[1], episodes.real_query)
+
+
+def real_examples(episodes: Episodes) -> Tensor | None:
+    """Which examples of support and query, side by side, are no padding [T, S + Q]; None: all.
+
+    Of one task without the T: [S + Q].
+    """
+    if episodes.ways is None:
+        return None
+    return torch.cat([episodes.support_y, episodes.query_y], dim=-1) != PADDING
 
 
 def out_dim(backbone: nn.Module) -> int:

@@ -13,9 +13,10 @@ from torch.func import functional_call, grad
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from metarun.backbones.batch_norm import mode_of, statistics_of_first
+from metarun.backbones.batch_norm import mode_of, statistics_from
 from metarun.episodes import Episodes
 from metarun.errors import UserError
+from metarun.functional.embedding import real_examples
 from metarun.functional.objective import task_loss
 
 Params = dict[str, Tensor]
@@ -47,27 +48,24 @@ def outputs_after(
     steps: Sequence[int],
     *,
     first_order: bool,
-    initial: Callable[[Tensor, Tensor], Params] | None = None,
+    initial: Callable[[Episodes], Params] | None = None,
     checkpoint_steps: bool = False,
 ) -> dict[int, Tensor]:
     """The learner's query outputs [T, Q, way] after so many inner steps on each support set.
 
-    `initial(support_x, support_y)` gives one task's first parameters; by default they are the
-    learner's own. With `checkpoint_steps` the backward pass computes each inner step again, so that
-    a step keeps its parameters and not its activations. Always in full precision: bfloat16 spoils
-    the gradient of a gradient.
+    `initial(task)` gives one task's first parameters; by default they are the learner's own. With
+    `checkpoint_steps` the backward pass computes each inner step again, so that a step keeps its
+    parameters and not its activations. Always in full precision: bfloat16 spoils the gradient of a
+    gradient.
     """
 
-    def of_task(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> dict[int, Tensor]:
+    def of_task(task: Episodes) -> dict[int, Tensor]:
         own: Params = dict(learner.named_parameters())
-        first = initial(support_x, support_y) if initial else own
-
-        def support_loss(params: Params) -> Tensor:
-            return task_loss(functional_call(learner, params, support_x), support_y)
-
-        path = descent(support_loss, first, rates, max(steps, default=0), first_order)
+        first = initial(task) if initial else own
+        loss = partial(support_loss, learner, task)
+        path = descent(loss, first, rates, max(steps, default=0), first_order)
         return {
-            step: query_outputs(learner, params, support_x, query_x)
+            step: query_outputs(learner, params, task)
             for step, params in enumerate(path)
             if step in steps
         }
@@ -75,9 +73,7 @@ def outputs_after(
     with torch.autocast(episodes.query_x.device.type, enabled=False):
         if checkpoint_steps and not first_order and torch.is_grad_enabled():
             return checkpointed_outputs_after(learner, episodes, rates, steps, initial)
-        return torch.vmap(of_task, randomness="different")(
-            episodes.support_x, episodes.support_y, episodes.query_x
-        )
+        return torch.vmap(of_task, episodes.over_tasks(), randomness="different")(episodes)
 
 
 def checkpointed_outputs_after(
@@ -85,57 +81,65 @@ def checkpointed_outputs_after(
     episodes: Episodes,
     rates: Rates,
     steps: Sequence[int],
-    initial: Callable[[Tensor, Tensor], Params] | None,
+    initial: Callable[[Episodes], Params] | None,
 ) -> dict[int, Tensor]:
     """What `outputs_after` gives, to second order, by steps of all tasks that are checkpointed."""
-    support_x, support_y, query_x = episodes.support_x, episodes.support_y, episodes.query_x
+    tasks, over_tasks = len(episodes.query_x), episodes.over_tasks()
     if initial:
-        params = torch.vmap(initial, randomness="different")(support_x, support_y)
+        params = torch.vmap(initial, over_tasks, randomness="different")(episodes)
     else:
-        own = learner.named_parameters()
-        params = {name: p.expand(len(query_x), *p.shape) for name, p in own}
+        params = {name: p.expand(tasks, *p.shape) for name, p in learner.named_parameters()}
 
-    def step_of_task(x: Tensor, y: Tensor, params: Params, rates: Rates) -> Params:
-        def support_loss(params: Params) -> Tensor:
-            return task_loss(functional_call(learner, params, x), y)
-
-        *_, last = descent(support_loss, params, rates, 1, first_order=False)
+    def step_of_task(task: Episodes, params: Params, rates: Rates) -> Params:
+        loss = partial(support_loss, learner, task)
+        *_, last = descent(loss, params, rates, 1, first_order=False)
         return {name: last[name] for name in rates}
 
-    # All that is learnt goes in as an argument of its own: only there does checkpoint see it.
-    def step(x: Tensor, y: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    # All that is learnt goes in as an argument of its own: only there does checkpoint see it. So do
+    # the inputs, which may be learnt features.
+    def step(support_x: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         own = dict(zip(params, values, strict=False))
         of_step = dict(zip(rates, values[len(params) :], strict=True))
-        moved = torch.vmap(step_of_task, in_dims=(0, 0, 0, None), randomness="different")(
-            x, y, own, of_step
+        seen = episodes._replace(support_x=support_x)
+        moved = torch.vmap(step_of_task, (*over_tasks, 0, None), randomness="different")(
+            seen, own, of_step
         )
         return tuple(moved.values())
 
     def outputs() -> Tensor:
-        query = partial(query_outputs, learner)
-        return torch.vmap(query, randomness="different")(params, support_x, query_x)
+        of_task = partial(query_outputs, learner)
+        return torch.vmap(of_task, (0, *over_tasks), randomness="different")(params, episodes)
 
     result = {0: outputs()} if 0 in steps else {}
     for n in range(1, max(steps, default=0) + 1):
         # Reentrant, because torch.func.grad cannot be within the hooks of the other kind.
         values = (*params.values(), *rates.values())
-        moved = checkpoint(step, support_x, support_y, *values, use_reentrant=True)
+        moved = checkpoint(step, episodes.support_x, *values, use_reentrant=True)
         params = params | dict(zip(rates, moved, strict=True))
         if n in steps:
             result[n] = outputs()
     return result
 
 
-def query_outputs(learner: nn.Module, params: Params, support_x: Tensor, query_x: Tensor) -> Tensor:
+def support_loss(learner: nn.Module, task: Episodes, params: Params) -> Tensor:
+    """The loss of one task's support set under `params`."""
+    with statistics_from(learner, real=task.real_support):
+        outputs = functional_call(learner, params, task.support_x)
+    return task_loss(task.known(outputs), task.support_y)
+
+
+def query_outputs(learner: nn.Module, params: Params, task: Episodes) -> Tensor:
     """One task's query outputs [Q, way] under `params`.
 
     Batch norm takes the query set's statistics, or in mode "support" the support set's.
     """
     if mode_of(learner) != "support":
-        return functional_call(learner, params, query_x)
-    support = len(support_x)
-    with statistics_of_first(learner, support):
-        return functional_call(learner, params, torch.cat([support_x, query_x]))[support:]
+        with statistics_from(learner, real=task.real_query):
+            return task.known(functional_call(learner, params, task.query_x))
+    support = len(task.support_x)
+    with statistics_from(learner, support=support, real=real_examples(task)):
+        both = functional_call(learner, params, torch.cat([task.support_x, task.query_x]))
+    return task.known(both[support:])
 
 
 def refuse_running_statistics(backbone: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """Class means and distances to them."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -7,10 +8,15 @@ from torch.nn import functional as F
 def class_means(z: Tensor, y: Tensor, way: int) -> Tensor:
     """Prototype of each class (Snell et al. 2017, eq. 1): [T, S, D], [T, S] -> [T, way, D].
 
-    Every class 0..way-1 has at least one row; shots may differ between classes.
+    Shots may differ between classes; the mean of a class without examples is 0.
     """
-    members = F.one_hot(y, way).to(z.dtype)  # [T, S, way]
-    return members.mT @ z / members.sum(dim=1)[..., None]
+    members = memberships(y, way).to(z.dtype)  # [T, S, way]
+    return members.mT @ z / members.sum(dim=1).clamp(min=1)[..., None]
+
+
+def memberships(y: Tensor, way: int) -> Tensor:
+    """Whether an example is of the class: [T, N] -> [T, N, way]; padding is of none."""
+    return y[..., None] == torch.arange(way, device=y.device)
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:

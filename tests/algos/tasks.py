@@ -52,7 +52,7 @@ FAMILY = {
 
 
 def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def some_episodes(tasks=2, way=WAY, shot=2, query=2, shape=SHAPE, seed=0):

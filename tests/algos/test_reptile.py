@@ -13,6 +13,7 @@ from metarun.backbones.batch_norm import BatchNorm
 from metarun.backbones.mlp import MLP
 from metarun.episodes import Episodes
 from metarun.errors import UserError
+from metarun.functional.orders import fixed_order_keys
 
 WAY = 3
 DEFAULTS = {"inner_lr": 0.01, "inner_steps": 4, "inner_batch": 5, "test_steps": 7, "test_batch": 4}
@@ -91,7 +92,8 @@ def test_two_meta_steps_equal_the_papers_update(epsilon):
         x = torch.cat([episodes.support_x, episodes.query_x], dim=1)
         y = torch.cat([episodes.support_y, episodes.query_y], dim=1)
         torch.manual_seed(step)
-        rows = minibatches(2, 15, steps=4, size=5)
+        # 20 examples of 15 take two passes over each task.
+        rows = minibatches(torch.rand(2, 2, 15), None, steps=4, size=5)
         before = parameters_to_vector(algorithm.parameters()).detach().clone()
         found = [
             trained_by_torch(algorithm, x[t], y[t], rows[t], second_moment, 4 * step)
@@ -119,7 +121,8 @@ def test_predictions_equal_training_on_the_support_set_and_one_pass_a_query(tran
     algorithm, episodes = some_reptile(transductive=transductive).eval(), some_episodes()
     algorithm.second_moment += 0.01 * torch.rand_like(algorithm.second_moment)
     algorithm.updates += 20
-    rows = minibatches(1, 6, steps=7, size=4, generator=torch.Generator().manual_seed(0))[0]
+    keys = torch.stack([fixed_order_keys(6, seed) for seed in range(5)])  # 5 passes are 30 of 28
+    rows = minibatches(keys[None], None, steps=7, size=4)[0]
     scores = algorithm.predict(episodes)
     for task in range(2):
         x, y, query_x, _ = (tensor[task] for tensor in episodes[:4])
@@ -147,9 +150,12 @@ def test_many_tasks_at_once_equal_one_at_a_time():
     alone = [algorithm.predict(one_task(episodes, task)) for task in range(3)]
     torch.testing.assert_close(algorithm.predict(episodes), torch.cat(alone))
     x, y = episodes.support_x, episodes.support_y
-    rows = minibatches(3, 6, steps=4, size=5)
-    together = algorithm.trained(x, y, rows)[0]
-    one_by_one = [algorithm.trained(x[t, None], y[t, None], rows[t, None])[0] for t in range(3)]
+    rows = minibatches(torch.rand(3, 4, 6), None, steps=4, size=5)
+    together = algorithm.trained(x, y, rows, episodes)[0]
+    one_by_one = [
+        algorithm.trained(x[t, None], y[t, None], rows[t, None], one_task(episodes, t))[0]
+        for t in range(3)
+    ]
     torch.testing.assert_close(together, torch.cat(one_by_one))
 
 
@@ -205,7 +211,8 @@ def test_whether_a_prediction_depends_on_the_other_queries(mode, transductive, s
 
 
 def test_minibatches_go_through_the_task_before_any_example_comes_again():
-    rows = minibatches(50, 6, steps=5, size=4, generator=torch.Generator().manual_seed(0))
+    keys = torch.rand(50, 4, 6, generator=torch.Generator().manual_seed(0))
+    rows = minibatches(keys, None, steps=5, size=4)
     assert rows.shape == (50, 5, 4)
     for task in rows.flatten(1):
         for start in (0, 6, 12):  # passes; the fourth has only begun
@@ -213,7 +220,17 @@ def test_minibatches_go_through_the_task_before_any_example_comes_again():
     firsts = rows[:, 0, 0].bincount(minlength=6)
     assert firsts.min() >= 2  # every example is first in some task
     assert len({tuple(task.tolist()) for task in rows.flatten(1)}) == 50
-    assert minibatches(1, 3, steps=2, size=7).flatten()[:12].bincount().tolist() == [4, 4, 4]
+    rows = minibatches(torch.rand(1, 5, 3), None, steps=2, size=7)
+    assert rows.flatten()[:12].bincount().tolist() == [4, 4, 4]
+
+
+def test_minibatches_of_unlike_tasks_go_through_the_real_examples_alone():
+    """And in the order in which they go through the same examples without padding."""
+    keys = torch.rand(2, 4, 6, generator=torch.Generator().manual_seed(0))
+    real = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    rows = minibatches(keys, real, steps=4, size=4)
+    assert rows[0].equal(minibatches(keys[:1], None, steps=4, size=4)[0])
+    assert rows[1].equal(minibatches(keys[1:, :, :4], None, steps=4, size=4)[0])
 
 
 def test_a_test_draws_nothing_and_changes_nothing():

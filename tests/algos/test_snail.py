@@ -135,7 +135,7 @@ def test_convolutions_reach_back_over_the_whole_sequence(length):
     block = TCBlock(3, length, filters=4).double()
     steps = 2 * length + 3
     x = torch.randn(1, steps, 3, dtype=torch.float64, requires_grad=True)
-    block(x, torch.arange(steps))[0, -1].sum().backward()
+    block(x, torch.arange(steps)[None])[0, -1].sum().backward()
     seen = (x.grad[0].abs().sum(dim=-1) > 0).flip(0).tolist()
     reach = 2 ** math.ceil(math.log2(length))
     assert seen == [True] * reach + [False] * (steps - reach)

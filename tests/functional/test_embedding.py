@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from metarun.backbones.mlp import MLP
+from metarun.episodes import Episodes
 from metarun.errors import UserError
 from metarun.functional.embedding import embed, embed_apart, embed_task, out_dim
 
@@ -42,8 +43,10 @@ def test_support_and_query_together_or_apart(mode, apart):
     torch.manual_seed(0)
     backbone = MLP((6,), widths=[5, 4], batch_norm=mode).double().eval()
     support_x, query_x = torch.randn(2, 3, 4, 6, dtype=torch.float64)
-    together = embed_task(backbone, support_x, query_x)
-    alone = embed_apart(backbone, support_x, query_x)
+    y = torch.arange(4).expand(3, -1)
+    episodes = Episodes(support_x, y, query_x, y, way=4)
+    together = embed_task(backbone, episodes)
+    alone = embed_apart(backbone, episodes)
     assert [tuple(z.shape) for z in alone] == [(3, 4, 4)] * 2
     for z, other in zip(together, alone, strict=True):
         assert torch.allclose(z, other) != apart

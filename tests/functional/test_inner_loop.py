@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from metarun.backbones.batch_norm import BatchNorm
+from metarun.episodes import Episodes
 from metarun.errors import UserError
 from metarun.functional.inner_loop import (
     descent,
@@ -131,7 +132,7 @@ def test_first_order_is_the_gradient_at_the_adapted_parameters(kind, mode):
     network, episodes = learner(kind, mode), tasks.some_episodes()
     params, total = tasks.copies(network), None
     for task in range(2):
-        support_x, support_y, query_x, query_y, _ = tasks.one_task(episodes, task)
+        support_x, support_y, query_x, query_y, *_ = tasks.one_task(episodes, task)
         last = tasks.adapted(params, rates(network), support_x[0], support_y[0], 3, kind)
         last = {name: p.detach().requires_grad_() for name, p in last.items()}
         outputs = tasks.answers(last, support_x[0], query_x[0], kind, mode)
@@ -198,7 +199,7 @@ def test_each_task_may_start_elsewhere():
         rates(network),
         [1],
         first_order=False,
-        initial=lambda x, y: shifted(dict(network.named_parameters()), x),
+        initial=lambda task: shifted(dict(network.named_parameters()), task.support_x),
     )[1]
     network.zero_grad()
     tasks.loss_of(outputs, episodes.query_y).backward()
@@ -243,9 +244,10 @@ def test_whether_other_queries_move_an_answer(kind, mode, inductive):
 def test_support_statistics_are_those_of_the_support_set():
     """Its rows, asked again as queries, are answered as they are in training on it."""
     network = learner("conv4", "support")
-    x = tasks.some_episodes().support_x[0]
+    episodes = tasks.some_episodes()
+    x, y = episodes.support_x[0], episodes.support_y[0]
     params = tasks.copies(network)
-    got = query_outputs(network, params, x, x)
+    got = query_outputs(network, params, Episodes(x, y, x, y, episodes.way))
     torch.testing.assert_close(got, tasks.forward(params, x, "conv4"), rtol=0, atol=1e-12)
 
 
