@@ -27,6 +27,7 @@ from metarun.errors import Interrupted, UserError
 from metarun.help import choice_files, help_text
 
 BUILT = ("data", "sampler", "backbone", "algo", "optim", "schedule")  # groups with a _target_
+SOURCE = ("+data@data.sources.", "+data.sources.")  # what gives a mixture one more
 MANY = 20  # values of a swept key that are tried before the sweep starts
 # Hydra's own settings that could run or load something, or change what a run does.
 FIXED = ["callbacks", "job.env_set", "job.env_copy", "job.chdir", "job_logging", "hydra_logging"]
@@ -135,10 +136,39 @@ def parsed_arguments() -> argparse.Namespace:
             raise UserError(f"{spelled}: not in metarun: use --config-dir DIR and experiment=NAME")
     if arguments.multirun and arguments.cfg:
         raise UserError("--cfg shows one run's config: leave out -m")
-    arguments.overrides += later  # argparse takes no more overrides once an option followed some
-    options = [word for word in sys.argv[1:] if word not in arguments.overrides]
+    given = arguments.overrides + later  # argparse takes no more once an option followed some
+    options = [word for word in sys.argv[1:] if word not in given]
+    folders = [conf_folder(), *map(Path, filter(None, [arguments.config_dir]))]
+    arguments.overrides = [o for word in given for o in mixture_spelled_out(word, folders)]
     sys.argv[1:] = [*options, *arguments.overrides]
     return arguments
+
+
+def mixture_spelled_out(override: str, folders: list[Path]) -> list[str]:
+    """`data=[omniglot,mine:image_folder]` as Hydra knows it: a mixture with these sources.
+
+    A source is called as its choice of `data`, or as told before a colon.
+    """
+    found = re.fullmatch(r"data=\[(.*)\]", override)
+    if found is None:
+        return [override]
+    choices, spelled = choice_files(folders, "data"), ["data=mixture"]
+    for item in filter(None, (item.strip() for item in found[1].split(","))):
+        name, _, choice = item.rpartition(":")
+        name = name or choice
+        if choice not in choices:
+            raise UserError(missing_choice_of("data", choice, list(choices)))
+        content = OmegaConf.to_container(OmegaConf.load(choices[choice]))
+        assert isinstance(content, dict)
+        key = f"data.sources.{name}"
+        if "data" in content:  # a file that sets other keys too, which are not wanted here
+            content = content["data"]
+            spelled.append(f"+{key}={schema.shown(content)}")
+        else:
+            spelled.append(f"+data@{key}={choice}")
+        if "size" in content:
+            spelled.append(f"{key}.size=${{data.size}}")
+    return spelled
 
 
 def leave(text: str, code: int = 2) -> NoReturn:
@@ -177,10 +207,9 @@ def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig)
             raise UserError(f"{override}: a run needs one: see metarun --help")
     composed = hydra.compose("config", [*overrides, *added], return_hydra_config=True)
     choices = dict(composed.hydra.runtime.choices)
-    committed = hydra.compose(
-        "config",
-        [f"{group}={choice}" for group, choice in choices.items() if is_ours(group)] + added,
-    )
+    own = [f"{group}={choice}" for group, choice in choices.items() if is_ours(group)]
+    sources = [override for override in overrides if override.startswith(SOURCE)]
+    committed = hydra.compose("config", [*own, *sources, *added])
     refuse_foreign_code(composed.hydra, shipped.hydra)
     HydraConfig.instance().set_config(composed)
     refuse_unwritable(Path(composed.hydra.run.dir))
@@ -198,7 +227,7 @@ def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig)
     elsewhere = plain(
         OmegaConf.masked_copy(shipped, [str(key) for key in shipped if key != "hydra"])
     )
-    reference = elsewhere | {key: grouped[key] for key in BUILT}
+    reference = elsewhere | {key: grouped[key] for key in (*BUILT, "eval")}
     schema.check(plain(composed), reference, list(allowed))
 
 
@@ -210,7 +239,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def is_ours(group: str) -> bool:
     """Whether the config group is one of metarun's, whose YAML is the schema of what it holds."""
-    return not group.startswith(("hydra/", "experiment"))
+    return not group.startswith(("hydra/", "experiment", "data@"))
 
 
 def spelled_values(override: Override) -> list[str]:
@@ -251,6 +280,11 @@ def missing_choice(error: MissingConfigException) -> str:
     missing = error.missing_cfg_file or str(error)
     group, _, choice = missing.partition("/")
     options = list(dict.fromkeys([*choice_files([conf_folder()], group), *(error.options or [])]))
+    return missing_choice_of(group, choice, options)
+
+
+def missing_choice_of(group: str, choice: str, options: list[str]) -> str:
+    """One line for a choice that does not exist, and those that do."""
     return (
         f"{group}={choice}: there is no such choice{schema.nearest(choice, options)}"
         f"; {group} can be {', '.join(options)}"

@@ -1,5 +1,8 @@
 """How sure a mean over episodes is."""
 
+import math
+from collections.abc import Sequence
+
 from torch import Tensor
 
 Z95 = 1.959964  # 97.5 % quantile of the normal distribution
@@ -13,3 +16,9 @@ def mean_and_ci95(values: Tensor) -> tuple[float, float]:
     """
     values = values.double()
     return values.mean().item(), (Z95 * values.std() / len(values) ** 0.5).item()
+
+
+def mean_of_means(several: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The mean of independent (mean, half-width) pairs, each counting the same, and its own."""
+    means, halves = zip(*several, strict=True)
+    return sum(means) / len(means), math.hypot(*halves) / len(halves)

@@ -35,14 +35,14 @@ LOWEST = {
     "query": 1,
     "seed": 0,
     "sampler.way": 2,
-    "sampler.shot": 1,
-    "sampler.query": 1,
+    "sampler.shot": 0,
+    "sampler.query": 0,
     "sampler.tasks": 1,
     "sampler.chunk": 0,
     "sampler.presentations": 1,
     "eval.way": 1,
-    "eval.shot": 1,
-    "eval.query": 1,
+    "eval.shot": 0,
+    "eval.query": 0,
     "eval.episodes": 2,
     "eval.val_episodes": 2,
     "eval.seed": 0,
@@ -203,6 +203,8 @@ def shown(value: Any) -> str:
     """The value as one would type it."""
     if isinstance(value, list):
         return f"[{','.join(map(shown, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{shown(item)}' for key, item in value.items())}}}"
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else str(value)

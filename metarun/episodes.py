@@ -1,11 +1,13 @@
 """The batches that flow from samplers to algorithms. The first dimension is always the task."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from metarun.data.split import Split
+from metarun.data.split import Examples
 from metarun.errors import UserError
 
 PADDING = -1  # the label of an example that only fills up a task
@@ -51,25 +53,83 @@ class Episodes(NamedTuple):
         return (Episodes(0, 0, 0, 0, None, None if self.ways is None else 0),)  # type: ignore[arg-type]
 
 
-def gather(split: Split, support: Tensor, query: Tensor) -> Episodes:
-    """The tasks whose examples are at rows `support` [T, way, shot] and `query` [T, way, query].
+class Rows(NamedTuple):
+    """Which examples of a split make T tasks: Episodes with the examples' rows in their place.
+
+    support [T, S], query [T, Q]; padding has row 0. The rest is as in Episodes, which `gather`
+    makes of it.
+    """
+
+    support: Tensor
+    support_y: Tensor
+    query: Tensor
+    query_y: Tensor
+    way: int
+    ways: Tensor | None = None
+
+    def of_tasks(self, chosen: slice) -> "Rows":
+        """Those of the tasks, with no more padding than they need."""
+        ways = None if self.ways is None else self.ways[chosen]
+        support_y, query_y = self.support_y[chosen], self.query_y[chosen]
+        places = support_y.shape[1], query_y.shape[1]
+        if ways is not None:
+            places = most_real(support_y), most_real(query_y)
+        return Rows(
+            self.support[chosen, : places[0]],
+            support_y[:, : places[0]],
+            self.query[chosen, : places[1]],
+            query_y[:, : places[1]],
+            self.way,
+            ways,
+        )
+
+
+def most_real(y: Tensor) -> int:
+    """How many examples of labels y [T, N] the largest task has."""
+    return int((y != PADDING).sum(dim=1).max())
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """The tasks of all the parts, filled up to the size of the largest."""
+    ways = [part.ways for part in parts if part.ways is not None]
+    return Rows(
+        side_by_side([part.support for part in parts], 0),
+        side_by_side([part.support_y for part in parts], PADDING),
+        side_by_side([part.query for part in parts], 0),
+        side_by_side([part.query_y for part in parts], PADDING),
+        parts[0].way,
+        torch.cat(ways) if ways else None,
+    )
+
+
+def side_by_side(parts: Sequence[Tensor], value: int) -> Tensor:
+    """The tasks of all the parts [T, N], shorter ones filled up with `value`."""
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, longest - part.shape[1]), value=value) for part in parts])
+
+
+def labelled(rows: Tensor, shot: int) -> Rows:
+    """The tasks of rows [T, way, shot + query] in which each class's support comes first.
 
     Row k of `way` is given label k.
     """
-    return episodes_at(split, torch.cat([support, query], dim=2), support.shape[2])
-
-
-def episodes_at(split: Split, rows: Tensor, shot: int) -> Episodes:
-    """As `gather`, of rows [T, way, shot + query] in which each class's support comes first."""
     tasks, way, examples = rows.shape
-    x = split.take(rows)  # [T, way, shot + query, *input]
-    labels = torch.arange(way, device=split.device)[:, None]
+    support, query = rows.tensor_split([shot], dim=2)
+    labels = torch.arange(way, device=rows.device)[:, None]
     support_y, query_y = (
         labels.expand(tasks, way, each).flatten(1) for each in (shot, examples - shot)
-    )  # [T, S], [T, Q]
-    return Episodes(
-        x[:, :, :shot].flatten(1, 2), support_y, x[:, :, shot:].flatten(1, 2), query_y, way
     )
+    return Rows(support.flatten(1), support_y, query.flatten(1), query_y, way)
+
+
+def gather(split: Examples, rows: Rows) -> Episodes:
+    """The tasks whose examples are at these rows, on the split's device."""
+    support, support_y, query, query_y, way, ways = rows
+    x = split.take(torch.cat([support, query], dim=1))  # [T, S + Q, *input]
+    support_y, query_y = (y.to(split.device, non_blocking=True) for y in (support_y, query_y))
+    ways = None if ways is None else ways.to(split.device)
+    places = support.shape[1]
+    return Episodes(x[:, :places], support_y, x[:, places:], query_y, way, ways)
 
 
 def refuse_other_way(episodes: Episodes, way: int) -> None:

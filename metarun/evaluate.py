@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from metarun.backbones.batch_norm import modes_of
-from metarun.data.functions import Functions
-from metarun.data.split import Split
+from metarun.data.functions import Functions as Family
+from metarun.data.split import Examples, stack_classes
 from metarun.device import Device
-from metarun.episodes import Episodes, gather
+from metarun.episodes import Episodes, Rows, gather, joined
 from metarun.functional.objective import merit, per_task
-from metarun.interfaces import Algorithm
-from metarun.samplers import functions, uniform, within_superclass
+from metarun.interfaces import Algorithm, TestSampler
+from metarun.samplers.functions import Functions
 from metarun.seeds import stream
 
 DRAWN_AT_ONCE = 100  # changing it changes every test episode
@@ -38,18 +38,17 @@ class FixedEpisodes(Protocol):
 
 @dataclass(frozen=True)
 class RowEpisodes:
-    """Tasks of stored examples: support rows [E, way, shot] of the split, query [E, way, query]."""
+    """Tasks of stored examples, at these rows of the split."""
 
-    split: Split
-    support: Tensor
-    query: Tensor
+    split: Examples
+    rows: Rows
 
     def __len__(self) -> int:
-        return len(self.support)
+        return len(self.rows.support)
 
     def batch(self, rows: slice) -> Episodes:
         """Those of the tasks, on the split's device."""
-        return gather(self.split, self.support[rows], self.query[rows])
+        return gather(self.split, self.rows.of_tasks(rows))
 
     def embedded(self, backbone: nn.Module, tasks: int) -> "RowEpisodes | None":
         """These tasks with the features of `backbone` for examples, each computed once.
@@ -57,8 +56,8 @@ class RowEpisodes:
         As many examples go through at once as `tasks` tasks have. None when the features would take
         more than MOST_FEATURES.
         """
-        shot = self.support.shape[2]
-        rows = torch.cat([self.support, self.query], dim=2)  # [E, way, shot + query]
+        places = self.rows.support.shape[1]
+        rows = torch.cat([self.rows.support, self.rows.query], dim=1)  # [E, S + Q]
         distinct, place = rows.unique(return_inverse=True)
         first, *others = distinct.split(tasks * rows[0].numel())
         z = backbone(self.split.take(first))
@@ -70,15 +69,14 @@ class RowEpisodes:
         for room, part in zip(rooms, others, strict=True):
             room.copy_(backbone(self.split.take(part)))
         return RowEpisodes(
-            replace(self.split, x=features, device=features.device),
-            place[..., :shot],
-            place[..., shot:],
+            stack_classes({"features": features}).to(features.device),
+            self.rows._replace(support=place[:, :places], query=place[:, places:]),
         )
 
     @property
     def sha256(self) -> str:
-        """Hash of the rows."""
-        return digest([self.support, self.query])
+        """Hash of the rows and labels."""
+        return digest(tensor for tensor in self.rows if isinstance(tensor, Tensor))
 
 
 @dataclass(frozen=True)
@@ -102,6 +100,14 @@ class FunctionEpisodes:
         return digest(self.tensors)
 
 
+def digest_of(several: Iterable[FixedEpisodes]) -> str:
+    """The one list's sha256, or a hash of those of several."""
+    digests = [episodes.sha256 for episodes in several]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
 def digest(tensors: Iterable[Tensor]) -> str:
     """SHA-256 of the tensors' shapes and numbers, hex."""
     tensors = list(tensors)
@@ -112,45 +118,27 @@ def digest(tensors: Iterable[Tensor]) -> str:
 
 
 def fixed_episodes(
-    split: Split,
-    *,
-    name: str,
-    seed: int,
-    episodes: int,
-    way: int,
-    shot: int,
-    query: int,
-    within: bool,
+    split: Examples, sampler: TestSampler, *, name: str, seed: int, episodes: int
 ) -> RowEpisodes:
-    """The first `episodes` tasks of the stream `name` ("val", "test") of `seed`.
+    """The first `episodes` tasks that the sampler draws in the stream `name` of `seed`.
 
-    They depend on these arguments and the split's class sizes alone, and a shorter list is the
-    beginning of a longer one. With `within`, each task's classes share a superclass.
+    They depend on the sampler and the split's class sizes alone, and a shorter list is the
+    beginning of a longer one.
     """
-    generator = stream(seed, name)
-    drawn = []
-    for _ in range(0, episodes, DRAWN_AT_ONCE):
-        sizes = {"tasks": DRAWN_AT_ONCE, "way": way, "shot": shot, "query": query}
-        if within:
-            rows = within_superclass.draw_tasks(
-                split.first_row, split.superclass, generator=generator, **sizes
-            )
-        else:
-            rows = uniform.draw_tasks(split.first_row, generator=generator, **sizes)
-        drawn.append(rows)
-    support, query_rows = (torch.cat(rows)[:episodes] for rows in zip(*drawn, strict=True))
-    return RowEpisodes(split, support, query_rows)
+    generator, sampler = stream(seed, name), replace(sampler, tasks=DRAWN_AT_ONCE)
+    drawn = [sampler.draw(split, generator) for _ in range(0, episodes, DRAWN_AT_ONCE)]
+    return RowEpisodes(split, joined(drawn).of_tasks(slice(episodes)))
 
 
 def fixed_functions(
-    family: Functions, *, name: str, seed: int, episodes: int, shot: int, query: int
+    family: Family, sampler: Functions, *, name: str, seed: int, episodes: int
 ) -> FunctionEpisodes:
-    """The first `episodes` functions of the stream `name` ("val", "test") of `seed`.
+    """The first `episodes` functions that the sampler draws in the stream `name` of `seed`.
 
-    They depend on these arguments and the family alone; a shorter list begins a longer one.
+    They depend on the sampler and the family alone; a shorter list begins a longer one.
     """
-    generator, sampler = stream(seed, name), functions.Functions(shot, query, DRAWN_AT_ONCE)
-    on_cpu = Functions(family.draw)
+    generator, sampler = stream(seed, name), replace(sampler, tasks=DRAWN_AT_ONCE)
+    on_cpu = Family(family.draw)
     drawn = [sampler(on_cpu, generator)[:4] for _ in range(0, episodes, DRAWN_AT_ONCE)]
     tensors = tuple(torch.cat(parts)[:episodes] for parts in zip(*drawn, strict=True))
     return FunctionEpisodes(tensors, family.device)

@@ -19,17 +19,23 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from metarun import checkpoint, report, runfolder
-from metarun.confidence import mean_and_ci95
+from metarun.confidence import mean_and_ci95, mean_of_means
 from metarun.config import differences, is_allowed, targets
+from metarun.data.mixture import Mixture
 from metarun.device import Device, choose
-from metarun.episodes import Episodes
+from metarun.episodes import PADDING, Episodes
 from metarun.errors import Interrupted, UserError
-from metarun.evaluate import FixedEpisodes, RowEpisodes, answers, fixed_episodes, fixed_functions
-from metarun.interfaces import Algorithm, Data, Sampler
+from metarun.evaluate import (
+    FixedEpisodes,
+    RowEpisodes,
+    answers,
+    digest_of,
+    fixed_episodes,
+    fixed_functions,
+)
+from metarun.interfaces import Algorithm, Data, Sampler, TestSampler
 from metarun.provenance import provenance
 from metarun.samplers.functions import Functions
-from metarun.samplers.uniform import Uniform
-from metarun.samplers.within_superclass import WithinSuperclass
 from metarun.seeds import stream, stream_seed
 from metarun.signals import StopSignals
 from metarun.step import refuse_chunks
@@ -55,6 +61,7 @@ class Parts(NamedTuple):
     device: Device
     data: Data
     sampler: Sampler
+    test_sampler: TestSampler | Functions
     training: Training
 
 
@@ -134,14 +141,15 @@ def saved_state(config: DictConfig, folder: Path, going_on: bool) -> dict[str, A
 def build_parts(config: DictConfig) -> Parts:
     """The parts the config names, checked against each other; the weights drawn from its seed."""
     device = choose(**config.device)
-    for key in ("data", "sampler", "backbone", "algo", "optim", "schedule"):
+    for key in ("data", "sampler", "eval.sampler", "backbone", "algo", "optim", "schedule"):
         refuse_foreign_targets(config, key)  # before the data is prepared, which may take long
     data = build(config, "data")
     sampler = build(config, "sampler")
-    refuse_another_kind(config, data, sampler)
-    refuse_impossible_tasks(config, data, sampler)
+    test_sampler = build(config, "eval.sampler")
+    refuse_another_kind(config, data, sampler, test_sampler)
+    refuse_impossible_tasks(config, data, sampler, test_sampler)
     torch.manual_seed(stream_seed(config.seed, "init"))
-    backbone = build(config, "backbone", input_shape=data.outlines["train"].input_shape)
+    backbone = build(config, "backbone", input_shape=data.outlines["test"].input_shape)
     algorithm = build(config, "algo", backbone=backbone).to(device.torch_device)
     chunk = getattr(sampler, "chunk", 0)
     if config.mode == "train" and 0 < chunk < sampler.tasks:
@@ -150,12 +158,14 @@ def build_parts(config: DictConfig) -> Parts:
     optimizer, schedule = build_optimizer(config, algorithm)
     generator = stream(config.seed, "train")
     training = Training(algorithm, optimizer, schedule, generator, Progress())
-    parts = Parts(config, device, data, sampler, training)
+    parts = Parts(config, device, data, sampler, test_sampler, training)
     rehearse(parts)
     return parts
 
 
-def refuse_another_kind(config: DictConfig, data: Data, sampler: Sampler) -> None:
+def refuse_another_kind(
+    config: DictConfig, data: Data, sampler: Sampler, test_sampler: Sampler
+) -> None:
     """Raise UserError when the algorithm is not for the data, or trains on another kind of batch
     than the sampler draws."""
     algorithm = get_object(config.algo._target_)
@@ -164,8 +174,9 @@ def refuse_another_kind(config: DictConfig, data: Data, sampler: Sampler) -> Non
             f"{algorithm.__name__} tells classes apart, but this data is a regression: "
             "use algo=maml, anil, reptile, cnp or another that predicts values (see the README)"
         )
-    if data.metric == "mse" and not isinstance(sampler, Functions):
-        raise UserError(f"data={data.name} has functions and no classes: use sampler=functions")
+    for key, drawn_by in {"sampler": sampler, "eval": test_sampler}.items():
+        if data.metric == "mse" and not isinstance(drawn_by, Functions):
+            raise UserError(f"data={data.name} has functions and no classes: use {key}=functions")
     loss, draw = algorithm.loss, type(sampler).__call__
     wanted = next((kind for k, kind in get_type_hints(loss).items() if k != "return"), None)
     drawn = get_type_hints(draw).get("return")
@@ -206,7 +217,7 @@ def build_optimizer(config: DictConfig, algorithm: Algorithm) -> tuple[Optimizer
 
 def refuse_foreign_targets(config: DictConfig, key: str) -> None:
     """Raise UserError unless each `_target_` at `key` can be imported and is one that may run."""
-    for place, target in targets(plain(config)[key]):
+    for place, target in targets(plain(at(config, key))):
         try:
             found = get_object(target)
         except (ImportError, AttributeError, ValueError) as error:
@@ -220,15 +231,21 @@ def refuse_foreign_targets(config: DictConfig, key: str) -> None:
 
 def build(config: DictConfig, key: str, **arguments: Any) -> Any:
     """The object that the `_target_` at `key` names, called with the keys beside it."""
-    target, given = config[key]._target_, {k for k in config[key] if not k.startswith("_")}
+    node = at(config, key)
+    target, given = node._target_, {str(k) for k in node if not str(k).startswith("_")}
     try:
         inspect.signature(get_object(target)).bind_partial(**dict.fromkeys(given | {*arguments}))
     except TypeError as error:
         raise unsuited(config, key, error) from None
     try:
-        return instantiate(config[key], _convert_="all", **arguments)
+        return instantiate(node, _convert_="all", **arguments)
     except InstantiationException as error:
         raise (error.__cause__ or error) from None
+
+
+def at(config: DictConfig, key: str) -> DictConfig:
+    """What stands at a dotted key."""
+    return OmegaConf.select(config, key)
 
 
 def unsuited(config: DictConfig, key: str, error: Exception) -> UserError:
@@ -236,24 +253,24 @@ def unsuited(config: DictConfig, key: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split())
     if found := re.fullmatch(r"got an unexpected keyword argument '(\w+)'", reason):
         return UserError(
-            f"{config[key]._target_} has no {found[1]}, but {key}.{found[1]} is set, by algo= or "
-            f"data= if not by you: choose another {key}="
+            f"{at(config, key)._target_} has no {found[1]}, but {key}.{found[1]} is set, by algo= "
+            f"or data= if not by you: choose another {key}="
         )
-    return UserError(f"{key}: its values do not suit {config[key]._target_}: {reason}")
+    return UserError(f"{key}: its values do not suit {at(config, key)._target_}: {reason}")
 
 
-def refuse_impossible_tasks(config: DictConfig, data: Data, sampler: Sampler) -> None:
+def refuse_impossible_tasks(
+    config: DictConfig, data: Data, sampler: Sampler, test_sampler: Sampler
+) -> None:
     """Raise UserError when a split is too small for the tasks that will be drawn from it."""
-    asked = config.eval
-    test_sampler: Sampler = (WithinSuperclass if asked.within_superclass else Uniform)(
-        asked.way, asked.shot, asked.query, asked.tasks
-    )
-    if data.metric == "mse":
-        test_sampler = Functions(asked.shot, asked.query, asked.tasks)
-    samplers: dict[str, Sampler] = {"train": sampler, "val": test_sampler, "test": test_sampler}
     for split in ["test"] if config.mode == "test" else ["train", "val", "test"]:
+        outline = data.outlines[split]
         try:
-            samplers[split].check(data.outlines[split])
+            if split == "train":
+                sampler.check(outline)
+                continue
+            for source in outline.each().values() if isinstance(outline, Mixture) else [outline]:
+                test_sampler.check(source)
         except UserError as error:
             raise UserError(f"{split} split: {error}") from None
 
@@ -272,7 +289,7 @@ def train(parts: Parts, folder: Path, trackers: Trackers, stop: StopSignals) -> 
         val_episodes = episodes_of(parts, "val", config.eval.val_episodes)
 
         def validate() -> tuple[float, float]:
-            return mean_and_ci95(score(parts, val_episodes)[parts.data.metric])
+            return overall(score(parts, val_episodes), parts.data.metric)
 
         def save(best: bool) -> None:
             content = checkpoint.state(training, plain(config), parts.data.checksum)
@@ -303,54 +320,93 @@ def train(parts: Parts, folder: Path, trackers: Trackers, stop: StopSignals) -> 
 def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
     """The figures of the fixed test episodes; leaves a file of each one's, and the pictures."""
     progress, metric = parts.training.progress, parts.data.metric
-    trackers.console.message(f"testing on {parts.config.eval.episodes} episodes")
     episodes = episodes_of(parts, "test", parts.config.eval.episodes)
+    count = sum(map(len, episodes.values()))
+    trackers.console.message(f"testing on {count} episodes")
     figures = score(parts, episodes, measures=True)
-    value, ci95 = mean_and_ci95(figures[metric])
+    value, ci95 = overall(figures, metric)
+    names = [name for name in next(iter(figures.values())) if name != metric]
     measures = {
-        name: dict(zip(("mean", "ci95"), mean_and_ci95(values), strict=True))
-        for name, values in figures.items()
-        if name != metric
+        name: dict(zip(("mean", "ci95"), overall(figures, name), strict=True)) for name in names
     }
     if not math.isfinite(value):
         trackers.console.message(f"the test {metric} is {value}: try a smaller algo.inner_lr")
-    record = {f"test/{metric}": value, "test/ci95": ci95, "test/episodes": len(episodes)}
+    record = {f"test/{metric}": value, "test/ci95": ci95, "test/episodes": count}
     record |= {f"test/{name}": measure["mean"] for name, measure in measures.items()}
+    sources = of_sources(episodes, figures, metric)
+    record |= {f"test/{name}/{metric}": of_source[metric] for name, of_source in sources.items()}
     trackers.log({"step": progress.step, "episodes": progress.episodes, **record})
-    columns = {name: values.tolist() for name, values in figures.items()}
-    runfolder.write_csv(folder / "episodes.csv", {"episode": list(range(len(episodes))), **columns})
-    draw(parts, episodes, folder, trackers)
+    runfolder.write_csv(folder / "episodes.csv", columns(figures))
+    draw(parts, next(iter(episodes.values())), folder, trackers)
     return {
         "metric": metric,
         metric: value,
         "ci95": ci95,
         "measures": measures,
+        **({"sources": sources} if sources else {}),
         **plain(parts.config)["eval"],
         "batch_norm": report.batch_norm(parts.training.algorithm),
-        "episodes_sha256": episodes.sha256,
+        "episodes_sha256": digest_of(episodes.values()),
     }
 
 
-def episodes_of(parts: Parts, split: str, count: int) -> FixedEpisodes:
-    """The first `count` fixed episodes of the split, its examples on the device."""
-    asked = parts.config.eval
+def overall(figures: dict[str, dict[str, torch.Tensor]], name: str) -> tuple[float, float]:
+    """A figure's mean and half-width: over episodes, and then over sources if there are several."""
+    return mean_of_means([mean_and_ci95(of_source[name]) for of_source in figures.values()])
+
+
+def of_sources(
+    episodes: dict[str, FixedEpisodes], figures: dict[str, dict[str, torch.Tensor]], metric: str
+) -> dict[str, dict[str, Any]]:
+    """Each source's result, if there are several."""
+    if len(episodes) == 1:
+        return {}
+    results = {}
+    for name, of_source in figures.items():
+        value, ci95 = mean_and_ci95(of_source[metric])
+        sha256 = episodes[name].sha256
+        results[name] = {metric: value, "ci95": ci95, "episodes_sha256": sha256}
+    return results
+
+
+def columns(figures: dict[str, dict[str, torch.Tensor]]) -> dict[str, list]:
+    """Every episode's figures, as columns of one table; with their source, if there are several."""
+    table: dict[str, list] = {}
+    for source, of_source in figures.items():
+        count = len(next(iter(of_source.values())))
+        begin = {"source": [source] * count} if len(figures) > 1 else {}
+        values = {name: tensor.tolist() for name, tensor in of_source.items()}
+        for name, column in (begin | {"episode": list(range(count))} | values).items():
+            table.setdefault(name, []).extend(column)
+    return table
+
+
+def episodes_of(parts: Parts, split: str, count: int) -> dict[str, FixedEpisodes]:
+    """The first `count` fixed episodes of the split, its examples on the device; of each source."""
     examples = parts.data.open(split).to(parts.device.torch_device)
-    drawn = {"name": split, "seed": asked.seed, "episodes": count}
-    sizes = {"shot": asked.shot, "query": asked.query}
-    if parts.data.metric == "mse":
-        return fixed_functions(examples, **drawn, **sizes)
-    return fixed_episodes(examples, **drawn, **sizes, way=asked.way, within=asked.within_superclass)
+    drawn = {"name": split, "seed": parts.config.eval.seed, "episodes": count}
+    sampler = parts.test_sampler
+    if isinstance(sampler, Functions):
+        return {parts.data.name: fixed_functions(examples, sampler, **drawn)}
+    several = examples.each() if isinstance(examples, Mixture) else {parts.data.name: examples}
+    return {name: fixed_episodes(split, sampler, **drawn) for name, split in several.items()}
 
 
-def score(parts: Parts, episodes: FixedEpisodes, measures: bool = False) -> dict[str, torch.Tensor]:
-    """Each episode's figures [E], by name: accuracy or mse, and the algorithm's own `measures`."""
-    return answers(
-        parts.training.algorithm,
-        episodes,
-        tasks=parts.config.eval.tasks,
-        device=parts.device,
-        measures=measures,
-    )
+def score(
+    parts: Parts, episodes: dict[str, FixedEpisodes], measures: bool = False
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Each episode's figures [E], by source and name: accuracy or mse, and the algorithm's own
+    `measures`."""
+    return {
+        source: answers(
+            parts.training.algorithm,
+            of_source,
+            tasks=parts.config.eval.tasks,
+            device=parts.device,
+            measures=measures,
+        )
+        for source, of_source in episodes.items()
+    }
 
 
 def draw(parts: Parts, episodes: FixedEpisodes, folder: Path, trackers: Trackers) -> None:
@@ -373,8 +429,9 @@ def draw_first(parts: Parts, episodes: RowEpisodes, path: Path) -> None:
     """A picture of the first episode with the model's predictions."""
     split, batch = episodes.split, episodes.batch(slice(1))
     scores = parts.training.algorithm.predict(batch)[0].float().cpu()
-    first_examples = episodes.support[0, :, 0].contiguous()
-    classes = torch.searchsorted(split.first_row, first_examples, right=True) - 1
+    rows, labels = episodes.rows.support[0], episodes.rows.support_y[0]
+    firsts = torch.stack([rows[labels == k][0] for k in labels[labels != PADDING].unique()])
+    classes = torch.searchsorted(split.first_row, firsts, right=True) - 1
     support_x, support_y, query_x, query_y = (tensor[0].cpu() for tensor in batch[:4])
     names = [split.classes[c] for c in classes]
     pictures.episode(support_x, support_y, query_x, query_y, scores, names, path)

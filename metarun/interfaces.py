@@ -15,12 +15,12 @@ suits the device).
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from metarun.episodes import Episodes
+from metarun.episodes import Episodes, Rows
 
 
 class Data(Protocol):
@@ -77,6 +77,15 @@ class Sampler(Protocol):
 
     def __call__(self, split: Any, generator: torch.Generator) -> Any:
         """The next batch, on the split's device; all chance comes from the CPU `generator`."""
+
+
+class TestSampler(Sampler, Protocol):
+    """A dataclass that draws the tasks of a test: it says where they are before they are taken."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def draw(self, split: Any, generator: torch.Generator) -> Rows:
+        """Rows and labels of the next batch; all chance comes from the CPU `generator`."""
 
 
 @runtime_checkable

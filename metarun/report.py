@@ -39,7 +39,11 @@ def task_kind(task: dict[str, Any], metric: str) -> str:
     """What a task is, in a few words."""
     if metric == "mse":
         return f"regression from {task['shot']} points, {task['query']} query points"
-    return f"{task['way']}-way {task['shot']}-shot, {task['query']} queries a class"
+    least = task["sampler"].get("least_way", task["way"])
+    way = f"{task['way']}" if least == task["way"] else f"{least}- to {task['way']}"
+    shot = f"{task['shot']}-shot" if task["shot"] else "any shots"
+    query = f"{task['query']}" if task["query"] else "any number of"
+    return f"{way}-way {shot}, {query} queries a class"
 
 
 def parameters(algorithm: Algorithm) -> int:

@@ -177,7 +177,7 @@ def test_experiment_runs(metarun, experiment):
     elif "/backbone: koch2015" in text:
         data.remove("data.size=16")
         small = ["~data.splits", "~data.rotations", "data.size=65", "backbone.features=8"]
-        small.append("eval.within_superclass=false")
+        small.append("eval=uniform")
     elif "/backbone: pixels" in text:
         small = []
     else:

@@ -11,7 +11,11 @@ from metarun.backbones.mlp import MLP
 from metarun.data.functions import sinusoid
 from metarun.data.split import stack_classes
 from metarun.device import Device
+from metarun.episodes import labelled
 from metarun.evaluate import RowEpisodes, answers, features_suffice, fixed_episodes, fixed_functions
+from metarun.samplers.functions import Functions
+from metarun.samplers.uniform import Uniform
+from metarun.samplers.within_superclass import WithinSuperclass
 
 CPU = Device(torch.device("cpu"), "fp32")
 SIZES = [5, 7, 4, 6, 8, 5, 6]
@@ -32,7 +36,14 @@ def some_split():
 
 def some_episodes(episodes=40, split=None, **changes):
     arguments = {"name": "test", "seed": 0, "within": False, **TASK} | changes
-    return fixed_episodes(split or some_split(), episodes=episodes, **arguments)
+    stream = {key: arguments.pop(key) for key in ("name", "seed")}
+    sampler = (WithinSuperclass if arguments.pop("within") else Uniform)(**arguments, tasks=1)
+    return fixed_episodes(split or some_split(), sampler, episodes=episodes, **stream)
+
+
+def classwise(rows, way=3):
+    """Rows [E, way · n] with the classes apart: [E, way, n]."""
+    return rows.unflatten(1, (way, -1))
 
 
 @pytest.mark.parametrize("within", [False, True])
@@ -40,9 +51,9 @@ def some_episodes(episodes=40, split=None, **changes):
 def test_a_shorter_list_is_the_beginning_of_a_longer_one(count, within):
     long, short = some_episodes(250, within=within), some_episodes(count, within=within)
     assert (len(long), len(short)) == (250, count)
-    assert torch.equal(short.support, long.support[:count])
-    assert torch.equal(short.query, long.query[:count])
-    assert len(long.support.unique(dim=0)) > 150
+    assert torch.equal(short.rows.support, long.rows.support[:count])
+    assert torch.equal(short.rows.query, long.rows.query[:count])
+    assert len(long.rows.support.unique(dim=0)) > 150
 
 
 def test_episodes_do_not_depend_on_what_ran_before():
@@ -64,8 +75,9 @@ def test_episodes_do_not_depend_on_the_examples_themselves():
 def test_golden_episodes():
     """The first task and the 101st; other rows here mean other test episodes for every run."""
     episodes = some_episodes(101)
-    assert episodes.support[[0, 100], :, 0].tolist() == [[24, 38, 12], [27, 14, 1]]
-    assert episodes.query[[0, 100], :, 1].tolist() == [[22, 39, 14], [24, 13, 0]]
+    support, query = classwise(episodes.rows.support), classwise(episodes.rows.query)
+    assert support[[0, 100], :, 0].tolist() == [[24, 38, 12], [27, 14, 1]]
+    assert query[[0, 100], :, 1].tolist() == [[22, 39, 14], [24, 13, 0]]
 
 
 @pytest.mark.parametrize(
@@ -77,17 +89,22 @@ def test_other_episodes_have_another_sha256(changes):
 
 def test_sha256_tells_support_from_query():
     rows = torch.arange(12).view(2, 3, 2)
-    first = RowEpisodes(some_split(), rows[..., :1], rows[..., 1:])
-    swapped = RowEpisodes(some_split(), rows[..., 1:], rows[..., :1])
-    reshaped = RowEpisodes(
-        some_split(), *(r.reshape(1, 6, 1) for r in (first.support, first.query))
+    first, swapped, reshaped = (
+        RowEpisodes(some_split(), labelled(r, shot=1)).sha256
+        for r in (rows, rows.flip(2), rows.reshape(1, 6, 2))
     )
-    assert len({first.sha256, swapped.sha256, reshaped.sha256}) == 3
+    assert len({first, swapped, reshaped}) == 3
+
+
+def test_sha256_tells_labels():
+    rows = labelled(torch.arange(12).view(2, 3, 2), shot=1)
+    other = rows._replace(query_y=rows.query_y.flip(1))
+    assert RowEpisodes(some_split(), rows).sha256 != RowEpisodes(some_split(), other).sha256
 
 
 def test_within_superclass():
     split = some_split()
-    first_examples = some_episodes(within=True).support[..., 0].contiguous()
+    first_examples = some_episodes(within=True).rows.support  # one of each class
     classes = torch.searchsorted(split.first_row, first_examples, right=True) - 1
     superclasses = split.superclass[classes]
     assert (superclasses == superclasses[:, :1]).all()
@@ -98,7 +115,8 @@ def test_accuracies_equal_a_loop():
     """The nearest class mean of each query, an episode and a number at a time."""
     split, episodes = some_split(), some_episodes(shot=2)
     wanted = []
-    for support, query in zip(episodes.support.tolist(), episodes.query.tolist(), strict=True):
+    rows = (classwise(episodes.rows.support), classwise(episodes.rows.query))
+    for support, query in zip(*(r.tolist() for r in rows), strict=True):
         means = [split.x[rows].double().mean(dim=0) for rows in support]
         hits = []
         for label, rows in enumerate(query):
@@ -139,7 +157,7 @@ def test_each_example_is_embedded_once_where_that_is_exact(algorithm, mode):
     asked = []
     algorithm.backbone.register_forward_pre_hook(lambda _, x: asked.append(len(x[0])))
     got = answers(algorithm, episodes, tasks=7, device=CPU, measures=True)
-    rows = torch.cat([episodes.support.flatten(), episodes.query.flatten()])
+    rows = torch.cat([episodes.rows.support.flatten(), episodes.rows.query.flatten()])
     once = mode in ("running", "none")
     if once:
         assert sum(asked) == len(rows.unique()) < len(rows)
@@ -160,7 +178,7 @@ def test_features_that_take_too_much_memory_are_not_kept(monkeypatch):
     """Nor does a subclass that predicts otherwise inherit that features suffice."""
     torch.manual_seed(0)
     algorithm, episodes = ProtoNet(MLP((4,), [6, 5], "running")), some_episodes(60)
-    distinct = torch.cat([episodes.support, episodes.query], dim=2).unique()
+    distinct = torch.cat([episodes.rows.support, episodes.rows.query], dim=1).unique()
     wanted = answers(algorithm, episodes, tasks=7, device=CPU)["accuracy"]
     asked = []
     algorithm.backbone.register_forward_pre_hook(lambda _, x: asked.append(len(x[0])))
@@ -201,7 +219,8 @@ def test_the_algorithm_is_as_it_was(training):
 def sines(**changes):
     arguments = {"name": "test", "seed": 0, "episodes": 40, "shot": 3, "query": 5} | changes
     family = sinusoid([0.1, 5.0], [0.0, 3.0], [-5.0, 5.0]).open("test")
-    return fixed_functions(family, **arguments)
+    sampler = Functions(arguments.pop("shot"), arguments.pop("query"), tasks=1)
+    return fixed_functions(family, sampler, **arguments)
 
 
 class Guess(nn.Module):

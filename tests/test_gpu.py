@@ -64,9 +64,9 @@ def test_the_same_episodes(cuda, monkeypatch, share):
 
 
 def test_the_same_fixed_episodes(cuda):
-    arguments = {"name": "test", "seed": 0, "episodes": 50, "way": 3, "shot": 1, "query": 2}
+    sampler = Uniform(way=3, shot=1, query=2, tasks=1)
     here, there = (
-        fixed_episodes(split, within=False, **arguments)
+        fixed_episodes(split, sampler, name="test", seed=0, episodes=50)
         for split in (some_split(), some_split().to(cuda.torch_device))
     )
     assert here.sha256 == there.sha256
@@ -92,11 +92,11 @@ def test_the_same_scores_and_gradients(cuda, algorithm, distance, training):
 
 
 def test_the_same_accuracies(cuda, algorithm):
-    arguments = {"name": "test", "seed": 0, "episodes": 60, "way": 3, "shot": 1, "query": 4}
+    sampler = Uniform(way=3, shot=1, query=4, tasks=1)
     values = []
     for device in (choose("cpu", "fp32", deterministic=False), cuda):
         split = some_split().to(device.torch_device)
-        episodes = fixed_episodes(split, within=False, **arguments)
+        episodes = fixed_episodes(split, sampler, name="test", seed=0, episodes=60)
         algorithm.to(device.torch_device)
         values.append(answers(algorithm, episodes, tasks=8, device=device)["accuracy"])
     assert values[1].device.type == "cpu"

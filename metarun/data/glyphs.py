@@ -40,15 +40,15 @@ VAL_SHARE = 0.2
 MIN_FACES = 8  # of 22; Lao, the rarest script, stands in eight
 EXAMPLES = 20  # of a class, as in Omniglot
 
-SIZE = 28
+SIZE = 28  # of which the numbers in pixels below are
 INK = 20  # longest side of an unjittered letter, in pixels
 FINE = 2  # images are drawn this many times larger, then reduced: smooth edges
 ALIKE = 0.94  # cosine of two letters' images in the same face, above which they look alike
 TURN, GROWTH, SHEAR, SHIFT = math.radians(10), 0.15, 0.15, 2.0  # jitter: plus or minus this much
 
 
-def load(root: str | None) -> DataSet:
-    """Printed letters, uint8 [N, 1, 28, 28], 255 = ink; 20 examples a class.
+def load(root: str | None, size: int = SIZE) -> DataSet:
+    """Printed letters, uint8 [N, 1, size, size], 255 = ink; 20 examples a class.
 
     Meta-train and meta-val are letters of the Latin, Greek and Cyrillic scripts, meta-test those of
     the Georgian, Armenian and Lao ones. Letters that look alike are one class, so no shape stands
@@ -60,8 +60,8 @@ def load(root: str | None) -> DataSet:
     for path in fonts.values():
         digest.update(path.read_bytes())
     versions = (PIL.__version__, features.version("freetype2"), unicodedata.unidata_version)
-    key = f"format {FORMAT}, {versions}, {digest.hexdigest()}"
-    return prepare("glyphs", key, lambda: build(fonts))
+    key = f"format {FORMAT}, size {size}, {versions}, {digest.hexdigest()}"
+    return prepare("glyphs", key, lambda: build(fonts, size))
 
 
 def font_files() -> dict[str, Path]:
@@ -77,7 +77,7 @@ def font_files() -> dict[str, Path]:
     return files
 
 
-def build(fonts: dict[str, Path]) -> dict[str, Split]:
+def build(fonts: dict[str, Path], size: int) -> dict[str, Split]:
     """The three splits, drawn with `fonts`; the same bytes every time."""
     generator = torch.Generator().manual_seed(0)
     letters = distinct(inked_letters(fonts))
@@ -94,7 +94,7 @@ def build(fonts: dict[str, Path]) -> dict[str, Split]:
 
     to_draw = [letter for members in chosen.values() for letter in members]
     drawn = {
-        letter: examples(list(letters[letter].values()), generator)
+        letter: examples(list(letters[letter].values()), generator, size)
         for letter in track(to_draw, "Drawing letters", len(to_draw))
     }
     mean, std = channel_statistics(drawn[letter] for letter in chosen["train"])
@@ -182,12 +182,12 @@ def distinct(letters: dict[str, dict[str, Image.Image]]) -> dict[str, dict[str, 
     return {n: letters[n] for n, repeat in zip(names, repeats, strict=True) if not repeat}
 
 
-def examples(ink: list[Image.Image], generator: torch.Generator) -> Tensor:
-    """Jittered drawings of one letter, uint8 [20, 1, 28, 28]; every face is used about as often."""
+def examples(ink: list[Image.Image], generator: torch.Generator, size: int) -> Tensor:
+    """Jittered drawings of a letter, uint8 [20, 1, size, size]; every face is used as often."""
     faces = torch.rand(len(ink), generator=generator).argsort().tolist()
     amounts = 2 * torch.rand(EXAMPLES, 5, generator=generator, dtype=torch.float64) - 1
     drawings = [
-        draw(ink[faces[i % len(faces)]], *jitter(*amount))
+        draw(ink[faces[i % len(faces)]], *jitter(*amount), size)
         for i, amount in enumerate(amounts.tolist())
     ]
     return torch.from_numpy(np.stack(drawings))[:, None]
@@ -203,14 +203,16 @@ def jitter(
     return linear, (SHIFT * right, SHIFT * down)
 
 
-def draw(ink: Image.Image, linear: np.ndarray, shift: tuple[float, float]) -> np.ndarray:
-    """The letter's ink, its longest side made 20 pixels, mapped and centred: uint8 [28, 28]."""
+def draw(
+    ink: Image.Image, linear: np.ndarray, shift: tuple[float, float], size: int = SIZE
+) -> np.ndarray:
+    """The letter's ink, its longest side made 20 of 28 pixels, mapped and centred: [size, size]."""
     margin = 2  # without it the interpolation would cut the outermost strokes hard
     padded = ImageOps.expand(ink, margin)
-    fine = SIZE * FINE
+    fine, pixel = size * FINE, FINE * size / SIZE
     # Image.transform wants the map from the drawing back to the ink.
-    back = np.linalg.inv(linear) * max(ink.size) / (INK * FINE)
-    centre = np.array(padded.size) / 2 - back @ (fine / 2 + FINE * np.array(shift))
+    back = np.linalg.inv(linear) * max(ink.size) / (INK * pixel)
+    centre = np.array(padded.size) / 2 - back @ (fine / 2 + pixel * np.array(shift))
     matrix = (*back[0].tolist(), centre[0].item(), *back[1].tolist(), centre[1].item())
     drawing = padded.transform(
         (fine, fine), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC

@@ -3,12 +3,34 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 CPU = torch.device("cpu")
 RESIDENT_SHARE = 0.5  # of the free device memory; the network needs the rest
+
+
+class Examples(Protocol):
+    """What tasks are drawn from: a Split, whose docstring tells the rest, or several at once."""
+
+    @property
+    def first_row(self) -> Tensor: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def superclass(self) -> Tensor: ...
+    @property
+    def superclasses(self) -> tuple[str, ...]: ...
+    @property
+    def source(self) -> Tensor | None:
+        """The number of each class's data set [classes]; None: all are of one."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def take(self, rows: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -21,6 +43,7 @@ class Split:
     superclass  int64 [classes], the index in `superclasses` of each class's alphabet or domain;
                 empty when the data has none
     mean, std   of the training split's images scaled to [0, 1], one number a channel
+    source      None: all classes are of one data set (Mixture has several)
     """
 
     x: Tensor
@@ -31,6 +54,7 @@ class Split:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     device: torch.device = CPU
+    source: Tensor | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

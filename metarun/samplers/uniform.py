@@ -5,14 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarun.data.split import Split
-from metarun.episodes import Episodes, episodes_at
+from metarun.data.split import Examples
+from metarun.episodes import Episodes, Rows, gather, labelled
 from metarun.errors import UserError
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """Draws `tasks` tasks at a time: `way` classes, `shot` support and `query` query examples."""
+    """Draws `tasks` tasks at a time: `way` classes, `shot` support and `query` query examples.
+
+    Of several sources, each task comes from one, those with enough classes being equally likely.
+    """
 
     way: int
     shot: int
@@ -20,18 +23,23 @@ class Uniform:
     tasks: int
     chunk: int = 0  # tasks that the training step computes at once; 0: as suits
 
-    def check(self, split: Split) -> None:
+    def check(self, split: Examples) -> None:
         """Raise UserError when the split is too small for these tasks."""
         refuse_too_few(split, way=self.way, shot=self.shot, query=self.query)
 
-    def __call__(self, split: Split, generator: torch.Generator) -> Episodes:
+    def __call__(self, split: Examples, generator: torch.Generator) -> Episodes:
         """The next meta-batch, on the split's device."""
         return self.batch(split, self.rows(split, generator))
 
-    def rows(self, split: Split, generator: torch.Generator) -> Tensor:
+    def draw(self, split: Examples, generator: torch.Generator) -> Rows:
+        """Where the examples of the next meta-batch are."""
+        return labelled(self.rows(split, generator), self.shot)
+
+    def rows(self, split: Examples, generator: torch.Generator) -> Tensor:
         """Rows [T, way, shot + query] of the next meta-batch, each class's support first."""
         support, query = draw_tasks(
             split.first_row,
+            split.source,
             tasks=self.tasks,
             way=self.way,
             shot=self.shot,
@@ -40,24 +48,50 @@ class Uniform:
         )
         return torch.cat([support, query], dim=2)
 
-    def batch(self, split: Split, rows: Tensor) -> Episodes:
+    def batch(self, split: Examples, rows: Tensor) -> Episodes:
         """The meta-batch at these rows."""
-        return episodes_at(split, rows, self.shot)
+        return gather(split, labelled(rows, self.shot))
 
 
 def draw_tasks(
-    first_row: Tensor, *, tasks: int, way: int, shot: int, query: int, generator: torch.Generator
+    first_row: Tensor,
+    source: Tensor | None = None,
+    *,
+    tasks: int,
+    way: int,
+    shot: int,
+    query: int,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Rows of a split for `tasks` tasks: classes, then examples, uniformly without replacement.
 
-    Class c's examples are rows first_row[c] to first_row[c + 1]. Returns support
-    [T, way, shot] and query [T, way, query] rows; place k of `way` is the label.
+    Class c's examples are rows first_row[c] to first_row[c + 1]. Of several sources, `source`
+    [classes], each task first draws one with `way` classes. Returns support [T, way, shot] and
+    query [T, way, query] rows; place k of `way` is the label.
     """
-    classes = len(first_row) - 1
-    chosen = torch.rand(tasks, classes, generator=generator).argsort(dim=1, stable=True)[
-        :, :way
-    ]  # [T, way]
-    return draw_examples(first_row, chosen, shot=shot, query=query, generator=generator)
+    among = None if source is None else of_drawn_group(source, way, tasks, generator)
+    classes = in_random_order(tasks, len(first_row) - 1, among, generator)[:, :way]
+    return draw_examples(first_row, classes, shot=shot, query=query, generator=generator)
+
+
+def of_drawn_group(group: Tensor, way: int, tasks: int, generator: torch.Generator) -> Tensor:
+    """Whether each class is of the group that its task drew, [T, classes].
+
+    Of `group` [classes], those with `way` classes or more are equally likely.
+    """
+    large = (group.bincount() >= way).nonzero()[:, 0]
+    return group == large[torch.randint(len(large), (tasks, 1), generator=generator)]
+
+
+def in_random_order(
+    tasks: int, classes: int, among: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    """The classes in a random order for each task, [T, classes]; those not `among` [T, classes]
+    come last."""
+    keys = torch.rand(tasks, classes, generator=generator)
+    if among is not None:
+        keys[~among] = 2
+    return keys.argsort(dim=1, stable=True)
 
 
 def draw_examples(
@@ -72,19 +106,30 @@ def draw_examples(
     return rows[..., :shot], rows[..., shot:]
 
 
-def refuse_too_few(split: Split, *, way: int, shot: int, query: int) -> None:
+def refuse_too_few(split: Examples, *, way: int, shot: int, query: int) -> None:
     """Raise UserError when the split lacks classes for `way` or examples for shot + query."""
-    size = split.first_row.diff()
+    refuse_way(way, len(split.first_row) - 1 if split.source is None else largest(split.source))
+    taking_part = torch.ones(len(split.classes), dtype=torch.bool)
+    if split.source is not None:
+        taking_part = split.source.bincount()[split.source] >= way
+    refuse_small_classes(split, taking_part, shot=shot, query=query)
+
+
+def refuse_way(way: int, classes: int) -> None:
+    """Raise UserError unless a task can have `way` of so many classes."""
     if way < 2:
         raise UserError(f"way={way}: a task needs at least 2 classes")
-    if way > len(size):
-        raise UserError(
-            f"way={way}, but the split has only {len(size)} classes: lower way to {len(size)}"
-        )
-    refuse_small_classes(split, torch.ones(len(size), dtype=torch.bool), shot=shot, query=query)
+    if way > classes:
+        lower = f": lower way to {classes}" if classes > 1 else ""
+        raise UserError(f"way={way}, but the split has only {classes} classes{lower}")
 
 
-def refuse_small_classes(split: Split, taking_part: Tensor, *, shot: int, query: int) -> None:
+def largest(group: Tensor) -> int:
+    """How many classes the largest group has, of `group` [classes]."""
+    return int(group.bincount().max()) if len(group) else 0
+
+
+def refuse_small_classes(split: Examples, taking_part: Tensor, *, shot: int, query: int) -> None:
     """Raise UserError when a class of those `taking_part` [classes] has too few examples."""
     size = split.first_row.diff()
     smallest = int(torch.where(taking_part, size, size.max() + 1).argmin())

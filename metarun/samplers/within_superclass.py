@@ -5,38 +5,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarun.data.split import Split
-from metarun.episodes import Episodes, episodes_at
+from metarun.data.split import Examples
 from metarun.errors import UserError
-from metarun.samplers.uniform import draw_examples, refuse_small_classes
+from metarun.samplers.uniform import (
+    Uniform,
+    draw_examples,
+    in_random_order,
+    largest,
+    of_drawn_group,
+    refuse_small_classes,
+)
 
 
 @dataclass(frozen=True)
-class WithinSuperclass:
+class WithinSuperclass(Uniform):
     """Draws `tasks` tasks at a time, each from one of the superclasses with `way` or more classes.
 
-    Those superclasses are equally likely (as in Triantafillou et al. 2020, for Omniglot).
+    Those superclasses are equally likely (as in Triantafillou et al. 2020, for Omniglot). Of
+    several sources, each task comes from one of those that have such a superclass.
     """
 
-    way: int
-    shot: int
-    query: int
-    tasks: int
-    chunk: int = 0  # tasks that the training step computes at once; 0: as suits
-
-    def check(self, split: Split) -> None:
+    def check(self, split: Examples) -> None:
         """Raise UserError when no superclass of the split is large enough for these tasks."""
         refuse_too_small_superclasses(split, way=self.way, shot=self.shot, query=self.query)
 
-    def __call__(self, split: Split, generator: torch.Generator) -> Episodes:
-        """The next meta-batch, on the split's device."""
-        return self.batch(split, self.rows(split, generator))
-
-    def rows(self, split: Split, generator: torch.Generator) -> Tensor:
+    def rows(self, split: Examples, generator: torch.Generator) -> Tensor:
         """Rows [T, way, shot + query] of the next meta-batch, each class's support first."""
         support, query = draw_tasks(
             split.first_row,
             split.superclass,
+            split.source,
             tasks=self.tasks,
             way=self.way,
             shot=self.shot,
@@ -45,14 +43,11 @@ class WithinSuperclass:
         )
         return torch.cat([support, query], dim=2)
 
-    def batch(self, split: Split, rows: Tensor) -> Episodes:
-        """The meta-batch at these rows."""
-        return episodes_at(split, rows, self.shot)
-
 
 def draw_tasks(
     first_row: Tensor,
     superclass: Tensor,
+    source: Tensor | None = None,
     *,
     tasks: int,
     way: int,
@@ -65,31 +60,40 @@ def draw_tasks(
     `superclass` [classes] is the superclass of each class; those with fewer than `way` classes
     take no part. Returns support [T, way, shot] and query [T, way, query] rows.
     """
-    large = (superclass.bincount() >= way).nonzero()[:, 0]
-    drawn = large[torch.randint(len(large), (tasks,), generator=generator)]  # [T]
-    keys = torch.rand(tasks, len(superclass), generator=generator)
-    keys[superclass[None] != drawn[:, None]] = 2  # classes of other superclasses sort last
-    return draw_examples(
-        first_row,
-        keys.argsort(dim=1, stable=True)[:, :way],
-        shot=shot,
-        query=query,
-        generator=generator,
-    )
+    among = of_drawn_superclass(superclass, source, way, tasks, generator)
+    classes = in_random_order(tasks, len(superclass), among, generator)[:, :way]
+    return draw_examples(first_row, classes, shot=shot, query=query, generator=generator)
 
 
-def refuse_too_small_superclasses(split: Split, *, way: int, shot: int, query: int) -> None:
+def of_drawn_superclass(
+    superclass: Tensor, source: Tensor | None, way: int, tasks: int, generator: torch.Generator
+) -> Tensor:
+    """Whether each class is of the superclass, with `way` classes or more, that its task drew.
+
+    [T, classes]. Of several sources, `source` [classes], a task first draws one of those that have
+    such a superclass.
+    """
+    if source is None:
+        return of_drawn_group(superclass, way, tasks, generator)
+    large = superclass.bincount()[superclass] >= way  # [classes]
+    with_large = source[large].unique()
+    drawn = with_large[torch.randint(len(with_large), (tasks, 1), generator=generator)]
+    usable = large & (source == drawn)  # [T, classes]
+    keys = torch.rand(tasks, int(superclass.max()) + 1, generator=generator)[:, superclass]
+    return superclass == superclass[keys.where(usable, -1).argmax(dim=1, keepdim=True)]
+
+
+def refuse_too_small_superclasses(split: Examples, *, way: int, shot: int, query: int) -> None:
     """Raise UserError when no superclass has `way` classes, or a class too few examples."""
     if not len(split.superclass):
         raise UserError("the data has no superclasses: use sampler=uniform")
     if way < 2:
         raise UserError(f"way={way}: a task needs at least 2 classes")
-    sizes = split.superclass.bincount()
-    largest = int(sizes.max())
-    if way > largest:
+    most = largest(split.superclass)
+    if way > most:
         raise UserError(
-            f"way={way}, but the largest superclass has only {largest} classes: "
-            f"lower way to {largest}, or use sampler=uniform"
+            f"way={way}, but the largest superclass has only {most} classes: "
+            f"lower way to {most}, or use sampler=uniform"
         )
-    taking_part = sizes[split.superclass] >= way
+    taking_part = split.superclass.bincount()[split.superclass] >= way
     refuse_small_classes(split, taking_part, shot=shot, query=query)

@@ -152,10 +152,13 @@ def result_rows(results: dict) -> dict[str, str]:
     if test:
         tested = str(metric_of(test))
         rows[f"test {tested}"] = shown(tested, test[tested], test.get("ci95"))
+        for source, of_source in test.get("sources", {}).items():
+            rows[f"  {source}"] = shown(tested, of_source[tested], of_source["ci95"])
         for name, measure in (test.get("measures") or {}).items():
             kind = "mse" if name.startswith("mse") else "accuracy"
             rows[name.replace("_", " ")] = shown(kind, measure["mean"], measure["ci95"])
-        rows["test episodes"] = f"{test['episodes']}, interval of 95 %"
+        each = " of each source" if "sources" in test else ""
+        rows["test episodes"] = f"{test['episodes']}{each}, interval of 95 %"
     if metric := metric_of(val):
         rows[f"val {metric}"] = shown(metric, val[metric], val.get("ci95"))
     if "steps" in train:

@@ -12,6 +12,7 @@ from metarun.episodes import Episodes
 from metarun.errors import UserError
 from metarun.evaluate import fixed_episodes
 from metarun.samplers.pairs import Pairs, PairSampler
+from metarun.samplers.uniform import Uniform
 
 
 class AsItIs(nn.Module):
@@ -331,8 +332,8 @@ def test_it_learns_which_differences_matter():
         return stack_classes({f"class {c}": x[c] for c in range(classes)})
 
     train, test = split(40), split(40)
-    sizes = {"episodes": 60, "way": 5, "shot": 1, "query": 5, "within": False}
-    episodes = fixed_episodes(test, name="test", seed=0, **sizes).batch(slice(60))
+    of_test = Uniform(way=5, shot=1, query=5, tasks=1)
+    episodes = fixed_episodes(test, of_test, name="test", seed=0, episodes=60).batch(slice(60))
     torch.manual_seed(0)
     algorithm, sampler = Siamese(AsItIs(12), distortions=True), PairSampler(tasks=64)
 

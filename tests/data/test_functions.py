@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from metarun.data.functions import FunctionData, Functions, harmonics, sinusoid
+from metarun.data.functions import FunctionData, harmonics, sinusoid
+from metarun.data.functions import Functions as Family
 from metarun.evaluate import fixed_functions
+from metarun.samplers.functions import Functions
 from metarun.seeds import stream
 
 SINUSOID = {"amplitude": [0.1, 5.0], "phase": [0.0, math.pi], "x": [-5.0, 5.0]}
@@ -129,10 +131,11 @@ def test_the_next_functions_are_new_ones():
 
 def test_each_split_has_functions_of_its_own():
     """Those of training, validation and test of one seed have no point in common."""
-    data, sizes = sinusoid(**SINUSOID), {"seed": 0, "episodes": 40, "shot": 5, "query": 5}
+    data, sampler = sinusoid(**SINUSOID), Functions(shot=5, query=5, tasks=1)
     drawn = [data.open("train").draw(40, 10, stream(0, "train"))[1].flatten()]
     for name in ("val", "test"):
-        episodes = fixed_functions(data.open(name), name=name, **sizes).batch(slice(None))
+        episodes = fixed_functions(data.open(name), sampler, name=name, seed=0, episodes=40)
+        episodes = episodes.batch(slice(None))
         drawn.append(torch.cat([episodes.support_y, episodes.query_y], dim=1).flatten())
     assert len(torch.cat(drawn).unique()) > 3 * 400 - 5  # but for chance
 
@@ -150,8 +153,8 @@ def test_a_sealed_split_does_not_open():
     with data.sealed("test"):
         with pytest.raises(AssertionError, match="the test split was opened"):
             data.open("test")
-        assert isinstance(data.open("train"), Functions)
-    assert isinstance(data.open("test"), Functions)
+        assert isinstance(data.open("train"), Family)
+    assert isinstance(data.open("test"), Family)
     with pytest.raises(KeyError):
         data.open("rest")
 

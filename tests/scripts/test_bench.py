@@ -57,7 +57,7 @@ def test_arithmetic_of_a_step_is_what_torch_counts(composed, line):
 def test_arithmetic_of_a_test_episode_is_what_torch_counts(composed):
     config = composed("algo=protonet mode=test")
     parts = experiment.build_parts(config)
-    episodes = experiment.episodes_of(parts, "test", 2).batch(slice(0, 2))
+    episodes = experiment.episodes_of(parts, "test", 2)[parts.data.name].batch(slice(0, 2))
     with torch.no_grad():  # whole episodes: work that a test avoids counts as useful
         test = counted(lambda: parts.training.algorithm.predict(episodes))
     assert test == 2 * bench_cases.flop_per_task(config)

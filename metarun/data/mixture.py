@@ -1,0 +1,152 @@
+"""Several data sets as one: each task comes from one of them, and a test has a result for each."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.data.split import Split
+from metarun.data.store import SPLITS, DataSet, sha256
+from metarun.errors import UserError
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The same split of several data sets, one after the other in rows and classes.
+
+    `input_shape` is that of every example as the backbone gets it: a grey image is repeated to have
+    as many channels. See Split for the rest.
+    """
+
+    parts: Mapping[str, Split]
+    input_shape: tuple[int, ...]
+
+    def each(self) -> "dict[str, Mixture]":
+        """Each source by itself, its examples of the shape that they have here."""
+        return {name: Mixture({name: part}, self.input_shape) for name, part in self.parts.items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where examples are taken to."""
+        return next(iter(self.parts.values())).device
+
+    @cached_property
+    def first_row(self) -> Tensor:
+        """As of Split."""
+        sizes = [part.first_row.diff() for part in self.parts.values()]
+        return torch.cat([torch.zeros(1, dtype=torch.int64), *sizes]).cumsum(0)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, after their sources'."""
+        return tuple(f"{name}/{c}" for name, part in self.parts.items() for c in part.classes)
+
+    @cached_property
+    def source(self) -> Tensor | None:
+        """The number of each class's source [classes]; None when there is but one."""
+        if len(self.parts) == 1:
+            return None
+        counts = torch.tensor([len(p.classes) for p in self.parts.values()], dtype=torch.int64)
+        return torch.arange(len(counts)).repeat_interleave(counts)
+
+    @cached_property
+    def superclass(self) -> Tensor:
+        """As of Split; a source without superclasses is one itself."""
+        place = {name: i for i, name in enumerate(self.superclasses)}
+        return torch.tensor([place[name] for name in self._superclass_of()], dtype=torch.int64)
+
+    @cached_property
+    def superclasses(self) -> tuple[str, ...]:
+        """As of Split."""
+        return tuple(dict.fromkeys(self._superclass_of()))
+
+    def _superclass_of(self) -> Iterator[str]:
+        for name, part in self.parts.items():
+            if len(part.superclass):
+                yield from (f"{name}/{part.superclasses[i]}" for i in part.superclass.tolist())
+            else:
+                yield from [name] * len(part.classes)
+
+    def to(self, device: torch.device) -> "Mixture":
+        """This split for use on `device`."""
+        return replace(self, parts={name: part.to(device) for name, part in self.parts.items()})
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Examples at `rows` (any shape, int64), each normalised as its source's are."""
+        flat = rows.flatten()
+        x = torch.empty(len(flat), *self.input_shape, device=self.device)
+        start = 0
+        for part in self.parts.values():
+            end = start + int(part.first_row[-1])
+            places = ((flat >= start) & (flat < end)).nonzero()[:, 0]
+            if len(places):
+                taken = part.take(flat[places] - start)
+                x[places.to(self.device)] = taken.expand(-1, *self.input_shape)
+            start = end
+        return x.unflatten(0, rows.shape)
+
+
+class MixtureData:
+    """Several data sets, the "sources", by name; a split lacks those that have no classes there."""
+
+    name, metric = "mixture", "accuracy"
+
+    def __init__(self, sources: Mapping[str, DataSet]):
+        self.sources = dict(sources)
+        self.checksum = sha256(*(s.checksum.encode() for s in self.sources.values()))
+        self.input_shape = max(s.outlines["test"].input_shape for s in self.sources.values())
+        self.outlines = {
+            split: self._joined({name: s.outlines[split] for name, s in self.sources.items()})
+            for split in SPLITS
+        }
+
+    def _joined(self, parts: Mapping[str, Split]) -> Mixture:
+        with_classes = {name: part for name, part in parts.items() if part.classes}
+        return Mixture(with_classes, self.input_shape)
+
+    def open(self, split: str) -> Mixture:
+        """The split with its examples."""
+        return self._joined({name: source.open(split) for name, source in self.sources.items()})
+
+    @contextmanager
+    def sealed(self, split: str) -> Iterator[None]:
+        """Within this block the split of no source can be opened."""
+        with ExitStack() as stack:
+            for source in self.sources.values():
+                stack.enter_context(source.sealed(split))
+            yield
+
+    def facts(self) -> dict[str, Any]:
+        """Which data this was, exactly."""
+        facts = {name: source.facts() for name, source in self.sources.items()}
+        return {"name": self.name, "checksum": self.checksum, "sources": facts}
+
+    def summary(self) -> str:
+        """One line for the console."""
+        return "; ".join(f"{name}: {s.summary()}" for name, s in self.sources.items())
+
+
+def load(sources: Mapping[str, DataSet], size: int) -> MixtureData:
+    """The mixture of these data sets; `size`, of images, is what each of them was told.
+
+    Raises UserError when there are none, or their examples differ in shape.
+    """
+    if not sources:
+        raise UserError("data=mixture: say of what, as in data=[omniglot,glyphs]")
+    shapes = {}
+    for name, source in sources.items():
+        if not isinstance(source, DataSet):
+            raise UserError(f"data.sources.{name}: it has no classes to mix with those of others")
+        shapes[name] = source.outlines["test"].input_shape
+    first, *others = shapes
+    for name in others:
+        if shapes[name][1:] != shapes[first][1:]:
+            raise UserError(
+                f"data.size={size}: {first} has examples of shape {list(shapes[first])}, {name} of "
+                f"{list(shapes[name])}: set data.sources.{name}.size"
+            )
+    return MixtureData(sources)

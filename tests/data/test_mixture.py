@@ -1,0 +1,156 @@
+"""A mixture is its sources, one after the other; a test of each is that of the source alone."""
+
+import json
+
+import pytest
+import torch
+
+from metarun.data.mixture import Mixture, load
+from metarun.data.split import stack_classes
+from metarun.data.store import DataSet, prepare
+from metarun.episodes import gather
+from metarun.errors import UserError
+from metarun.evaluate import fixed_episodes
+from metarun.samplers.pairs import PairSampler
+from metarun.samplers.uniform import Uniform
+from metarun.samplers.within_superclass import WithinSuperclass
+
+
+def images(seed, classes, channels, size=4):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        f"{'xy'[c % 2]}/{c}": torch.randint(
+            256, (6 + c, channels, size, size), generator=generator
+        ).byte()
+        for c in range(classes)
+    }
+
+
+def grey(superclasses=True):
+    x = images(0, 5, 1)
+    return stack_classes(x, {n: n[0] for n in x} if superclasses else None, (0.5,), (0.25,))
+
+
+def coloured():
+    return stack_classes(images(1, 4, 3), None, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+
+
+def mixture():
+    return Mixture({"grey": grey(), "coloured": coloured()}, (3, 4, 4))
+
+
+def test_examples_are_those_of_the_sources():
+    """A grey one three times over, each normalised by its own source's statistics."""
+    split, alone = mixture(), [grey(), coloured()]
+    count = len(alone[0].x)
+    rows = torch.tensor([[0, count], [count + 3, 7], [count - 1, count + 1]])
+    x = split.take(rows)
+    assert x.shape == (3, 2, 3, 4, 4)
+    for place, row in ((p, int(rows[p])) for p in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]):
+        own = alone[0].take(torch.tensor([row])) if row < count else None
+        wanted = (
+            own.expand(1, 3, 4, 4)
+            if own is not None
+            else alone[1].take(torch.tensor([row - count]))
+        )
+        assert torch.equal(x[place], wanted[0])
+
+
+def test_classes_rows_and_superclasses_stand_one_source_after_the_other():
+    split = mixture()
+    assert split.classes[:2] == ("grey/x/0", "grey/y/1")
+    assert split.classes[-1] == "coloured/y/3"
+    assert split.first_row.diff().tolist() == [6, 7, 8, 9, 10, 6, 7, 8, 9]
+    assert split.source.tolist() == [0] * 5 + [1] * 4
+    assert split.superclasses == ("grey/x", "grey/y", "coloured")  # which has none of its own
+    assert split.superclass.tolist() == [0, 1, 0, 1, 0, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("kind", [Uniform, WithinSuperclass])
+def test_each_task_comes_from_one_source(kind):
+    """Both as often as each other, though one has more classes."""
+    split, sampler = mixture(), kind(way=3, shot=1, query=2, tasks=2000)
+    sampler.check(split)
+    rows = sampler.rows(split, torch.Generator().manual_seed(0))
+    classes = torch.searchsorted(split.first_row, rows[..., 0].contiguous(), right=True) - 1
+    sources = split.source[classes]
+    assert (sources == sources[:, :1]).all()
+    assert 900 < int(sources[:, 0].sum()) < 1100
+    if kind is WithinSuperclass:
+        groups = split.superclass[classes]
+        assert (groups == groups[:, :1]).all()
+        assert set(groups[:, 0].tolist()) == {0, 2}  # grey/y has two classes
+
+
+def test_a_source_with_too_few_classes_takes_no_part():
+    split, sampler = mixture(), Uniform(way=5, shot=1, query=2, tasks=50)
+    sampler.check(split)
+    assert int(sampler.rows(split, torch.Generator().manual_seed(0)).max()) < len(grey().x)
+    with pytest.raises(UserError, match="way=6, but the split has only 5 classes: lower way to 5"):
+        Uniform(way=6, shot=1, query=2, tasks=1).check(split)
+
+
+@pytest.mark.parametrize("kind", [Uniform, WithinSuperclass])
+def test_test_episodes_of_a_source_are_those_it_has_alone(kind):
+    sampler = kind(way=2, shot=1, query=2, tasks=1)
+    for name, alone in {"grey": grey(), "coloured": coloured()}.items():
+        if kind is WithinSuperclass and name == "coloured":
+            continue
+        split = mixture().each()[name]
+        assert split.source is None
+        drawn = {"name": "test", "seed": 0, "episodes": 30}
+        wanted, got = (fixed_episodes(s, sampler, **drawn) for s in (alone, split))
+        assert got.sha256 == wanted.sha256
+        x, y = got.batch(slice(3)), wanted.batch(slice(3))
+        assert torch.equal(x.support_x, y.support_x.expand(-1, -1, 3, -1, -1))
+
+
+def test_other_samplers_draw_from_it_too():
+    pairs = PairSampler(tasks=8)(mixture(), torch.Generator().manual_seed(0))
+    assert pairs.a.shape == (8, 3, 4, 4)
+    rows = Uniform(way=3, shot=1, query=2, tasks=4).draw(
+        mixture(), torch.Generator().manual_seed(0)
+    )
+    assert gather(mixture(), rows).query_x.shape == (4, 6, 3, 4, 4)
+
+
+def data(name, train, test, channels, size=4) -> DataSet:
+    """A prepared data set of so many classes."""
+    splits = {"train": train, "val": 3, "test": test}
+    stacked = {
+        split: stack_classes(
+            {f"{split}{n}": x for n, x in images(seed, classes, channels, size).items()}
+            or {"none": torch.empty(0, channels, size, size).byte()}
+        )
+        for seed, (split, classes) in enumerate(splits.items())
+    }
+    if not train:
+        none = stacked["train"]
+        stacked["train"] = type(none)(
+            none.x, torch.zeros(1, dtype=torch.int64), (), none.superclass, (), none.mean, none.std
+        )
+    return prepare(name, json.dumps([train, test, channels, size]), lambda: stacked)
+
+
+def test_data_of_a_mixture(tmp_path, monkeypatch):
+    """A source without classes for training is there in tests; what is sealed stays so."""
+    monkeypatch.setenv("METARUN_DATA", str(tmp_path))
+    sources = {"a": data("a", 4, 3, 1), "b": data("b", 0, 3, 3)}
+    both = load(sources, size=4)
+    assert list(both.outlines["train"].parts) == ["a"]
+    assert list(both.outlines["test"].parts) == ["a", "b"]
+    assert both.open("train").take(torch.tensor([0])).shape == (1, 3, 4, 4)
+    assert both.checksum not in [s.checksum for s in sources.values()]
+    assert both.facts()["sources"]["b"]["classes"] == {"train": 0, "val": 3, "test": 3}
+    with both.sealed("test"), pytest.raises(AssertionError, match="sealed"):
+        both.open("test")
+    assert len(both.open("test").classes) == 6
+
+
+def test_sources_must_have_one_shape(tmp_path, monkeypatch):
+    monkeypatch.setenv("METARUN_DATA", str(tmp_path))
+    sources = {"a": data("a", 4, 3, 1), "b": data("b", 4, 3, 3, size=5)}
+    with pytest.raises(UserError, match=r"a has examples of shape \[1, 4, 4\], b of \[3, 5, 5\]"):
+        load(sources, size=4)
+    with pytest.raises(UserError, match=r"say of what, as in data=\[omniglot,glyphs\]"):
+        load({}, size=4)
