@@ -251,6 +251,11 @@ def refuse_impossible_tasks(config: DictConfig, data: Data, sampler: Sampler) ->
     if data.metric == "mse":
         test_sampler = Functions(asked.shot, asked.query, asked.tasks)
     samplers: dict[str, Sampler] = {"train": sampler, "val": test_sampler, "test": test_sampler}
+    if config.mode == "train" and data.metric != "mse" and not data.outlines["train"].classes:
+        raise UserError(
+            f"data={data.name} has no classes to train on, all are for testing: train on other "
+            "data, then mode=test checkpoint=RUN_FOLDER/checkpoints/best.pt"
+        )
     for split in ["test"] if config.mode == "test" else ["train", "val", "test"]:
         try:
             samplers[split].check(data.outlines[split])
