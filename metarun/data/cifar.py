@@ -120,7 +120,7 @@ def from_caches(sources: list[Path], listed: Listed, size: int) -> dict[str, Spl
             rows = range(len(pictures), len(pictures) + len(cache["data"]))
             for row, label in zip(rows, cache["labels"], strict=True):
                 splits[split].setdefault(f"{split}/{int(label):02}", []).append(row)
-            pictures += cache["data"].reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
+            pictures.extend(cache["data"].reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{source} has no data and labels ({error!r}): replace it") from None
         if len(splits[split]) != len(flat(listed)[split]):

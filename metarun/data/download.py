@@ -53,17 +53,14 @@ def fetch(url: str, path: Path, md5: str | None) -> str | None:
     try:
         continued = part.exists()
         receive(url, part)
-        if continued and md5 not in (
-            None,
-            file_md5(part),
-        ):  # the earlier part was of something else
+        if continued and md5 and file_md5(part) != md5:  # the earlier part was of something else
             part.unlink()
             receive(url, part)
     except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
         if isinstance(error, OSError) and error.filename and not isinstance(error, HTTPError):
             raise
         return f"cannot download {path.name} ({getattr(error, 'reason', None) or error})"
-    if md5 not in (None, file_md5(part)):
+    if md5 and file_md5(part) != md5:
         part.unlink()
         return f"what {url} sent is not the published {path.name}"
     os.replace(part, path)

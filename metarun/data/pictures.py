@@ -119,7 +119,7 @@ def stretched(image: Image.Image, box: tuple[float, float, float, float], size: 
     """
     left, upper, right, lower = box
     within = (max(left, 0), max(upper, 0), min(right, image.width), min(lower, image.height))
-    return image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=within)
+    return image.convert("RGB").crop(within).resize((size, size), Image.Resampling.BILINEAR)
 
 
 def shown(names: list[str], what: str) -> str:
