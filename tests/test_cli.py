@@ -38,6 +38,7 @@ EXPERIMENTS = sorted(
         ("experiment=snell2017/omniglot_5way", "snell2017/omniglot_5way_1shot"),
         ("device.precision=fp16", "device.precision=fp16: choose one of fp32, tf32, bf16"),
         ("device.name=tpu", "device.name=tpu: choose auto, cpu, cuda or cuda:NUMBER"),
+        ("data=cub data.crop=boxed", "data.crop=boxed: choose one of none, box, did you mean box?"),
         ("tracker.mode=offlne", "did you mean offline?"),
         ("mode=tset", "mode=tset: choose one of train, test, did you mean test?"),
         ("mode=test", "mode=test: say which model, checkpoint="),
@@ -326,6 +327,7 @@ def test_wheel_has_the_configs(metarun, tmp_path):
             [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path
         )
         shown.append(done.stdout)
+    assert (tmp_path / "site" / "metarun" / "data" / "class_splits" / "cub.json").is_file()
     assert shown[0] == shown[1]
     assert "way: 7" in shown[0]
 

@@ -36,6 +36,8 @@ PICKLED = re.compile(r"(?:.*/)?(train|test|meta)")
 PICTURE = re.compile(r"(?:.*/)?([^/]+)/[^/.][^/]*\.(?:png|jpg)")
 COUNT = 60000
 
+Listed = dict[str, dict[str, list[str]]]  # the classes of each superclass of each split
+
 
 def cifar_fs(root: str | None, size: int) -> DataSet:
     """CIFAR-FS, uint8 [N, 3, size, size]; 64 / 16 / 20 classes, with CIFAR-100's superclasses.
@@ -66,25 +68,24 @@ def load(name: str, title: str, root: str | None, size: int) -> DataSet:
     options = f"format {FORMAT}, size {size}, Pillow {PIL.__version__}"
     caches = [find(place, f"{title}_{split}.pickle") for split in SPLITS]
     original = find(place, "cifar-100-python/meta", "meta")
-    folder = find(place, "train/aquarium_fish", "data/apple", "apple")
     sources: list[Path]
     if original and original.with_name("train").is_file():
         sources, build = [original.parent], from_original
-    elif folder:
-        sources, build = [folder.parents[folder.parent.name == "train"]], from_pictures
+    elif found := find(place, "train/aquarium_fish"):  # of the training classes of both
+        sources, build = [found.parents[1]], from_pictures
+    elif found := find(place, "aquarium_fish"):
+        sources, build = [found.parent], from_pictures
     elif all(caches):
         sources, build = [path for path in caches if path], from_caches
     elif packed := find(place, f"{title}.zip", "cifar-fs.zip", "cifar100.zip"):
         sources, build = [packed], from_pictures
     else:
-        sources, build = [find(place, ARCHIVE) or place / ARCHIVE], from_original
-        if not sources[0].exists():
-            download(URLS, sources[0], MD5)
+        archive = find(place, ARCHIVE) or place / ARCHIVE
+        if not archive.exists():
+            download(URLS, archive, MD5)
+        sources, build = [archive], from_original
     key = f"{options}, {fingerprint(*sources)}"
     return prepare(name, key, lambda: build(sources, read_list(name), size))
-
-
-Listed = dict[str, dict[str, list[str]]]  # the classes of each superclass of each split
 
 
 def from_original(sources: list[Path], listed: Listed, size: int) -> dict[str, Split]:
@@ -96,15 +97,15 @@ def from_original(sources: list[Path], listed: Listed, size: int) -> dict[str, S
     }
     try:
         halves = [parts["train"], parts["test"]]
-        x = np.concatenate([half["data"] for half in halves]).reshape(-1, 3, 32, 32)
-        names = [name.decode() for name in parts["meta"]["fine_label_names"]]
+        pictures = [x for half in halves for x in as_bytes(half["data"]).reshape(-1, 3, 32, 32)]
+        names = [text(name) for name in parts["meta"]["fine_label_names"]]
         labels = [names[label] for half in halves for label in half["fine_labels"]]
-        class_of = dict(zip(range(len(x)), labels, strict=True))
+        class_of = dict(zip(range(len(pictures)), labels, strict=True))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{source} is not CIFAR-100 ({error!r}): replace it") from None
     return picture_splits(
         by_class(flat(listed), class_of, source),
-        lambda row: resized(x[row], size),
+        lambda row: resized(pictures[row], size),
         partial(superclasses, listed),
     )
 
@@ -120,7 +121,7 @@ def from_caches(sources: list[Path], listed: Listed, size: int) -> dict[str, Spl
             rows = range(len(pictures), len(pictures) + len(cache["data"]))
             for row, label in zip(rows, cache["labels"], strict=True):
                 splits[split].setdefault(f"{split}/{int(label):02}", []).append(row)
-            pictures.extend(cache["data"].reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2))
+            pictures.extend(as_bytes(cache["data"]).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{source} has no data and labels ({error!r}): replace it") from None
         if len(splits[split]) != len(flat(listed)[split]):
@@ -143,9 +144,18 @@ def from_pictures(sources: list[Path], listed: Listed, size: int) -> dict[str, S
 
 
 def plain(content: Any) -> dict[str, Any]:
-    """A pickled dict with its keys as texts; Python 2 wrote bytes."""
-    items = content.items() if isinstance(content, dict) else ()
-    return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in items}
+    """A pickled dict, empty if it is something else, with its keys as texts."""
+    return {text(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+
+
+def text(word: bytes | str) -> str:
+    """The word, which Python 2 wrote as bytes."""
+    return word.decode() if isinstance(word, bytes) else str(word)
+
+
+def as_bytes(x: np.ndarray) -> np.ndarray:
+    """The array, if it is one of bytes; TypeError else."""
+    return x.astype(np.uint8, casting="safe", copy=False)
 
 
 def flat(listed: Listed) -> dict[str, list[str]]:
@@ -161,5 +171,7 @@ def superclasses(listed: Listed, classes: Iterable[str]) -> dict[str, str]:
 
 def resized(picture: np.ndarray, size: int) -> np.ndarray:
     """The picture, uint8 [3, 32, 32], as [3, size, size]."""
+    if size == picture.shape[1]:
+        return picture
     image = Image.fromarray(picture.transpose(1, 2, 0))
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)

@@ -6,7 +6,9 @@ Wah, Branson, Welinder, Perona and Belongie, "The Caltech-UCSD Birds-200-2011 Da
 import re
 from functools import partial
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 import PIL
 
 from metarun.data.archives import data_root, find, fingerprint, read_pictures, read_texts
@@ -58,17 +60,15 @@ def load(root: str | None, splits: str, crop: str, size: int) -> DataSet:
 
 def build(source: Path, splits: str, crop: str, size: int) -> dict[str, Split]:
     """The three splits, with the pictures in `source`."""
-    crops = {}
-    if crop == "box":
-        crops = {
-            name: partial(stretched, box=box, size=size) for name, box in boxes(source).items()
-        }
-    pictures = read_pictures(
-        source,
-        PICTURE,
-        lambda name, file: decode(file, size, False, crops.get(PICTURE.sub(r"\1", name))),
-        COUNT,
-    )
+    edges = boxes(source) if crop == "box" else {}
+
+    def read(name: str, file: IO[bytes]) -> np.ndarray | None:
+        if crop == "none":
+            return decode(file, size, False)
+        box = edges[PICTURE.sub(r"\1", name)]
+        return decode(file, size, False, partial(stretched, box=box, size=size))
+
+    pictures = read_pictures(source, PICTURE, read, COUNT)
     class_of = {name: PICTURE.sub(r"\2", name) for name in pictures}
     numbered = {int(name[:3]): name for name in class_of.values()}
     listed = {

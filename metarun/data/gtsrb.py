@@ -26,7 +26,7 @@ URLS = (
 )
 MD5 = "f33fd80ac59bff73c82d25ab499e03a3"
 SMALLER = "GTSRB-Training_fixed.zip"  # torchvision's: an earlier edition, 26,640 of the pictures
-FOLDERS = ("Final_Training/Images/00042", "Images/00042", "00042", "Training/00042")
+FOLDERS = ("Final_Training/Images/00042", "Images/00042", "Training/00042")
 PICTURE = re.compile(r"(?:.*/)?(\d{5})/[^/.][^/]*\.ppm")
 COUNT = 39209
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's: nothing here is to train on

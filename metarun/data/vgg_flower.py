@@ -32,7 +32,7 @@ def load(root: str | None, size: int) -> DataSet:
     Read from the archive, or the folder jpg/ that it holds, and imagelabels.mat; downloaded if they
     are not below `root`. Raises UserError when that fails, or a class has no pictures.
     """
-    first = find(data_root(root), "jpg/image_00001.jpg", "image_00001.jpg")
+    first = find(data_root(root), "jpg/image_00001.jpg")
     source = first.parent if first else find(data_root(root), ARCHIVE)
     source = source or data_root(root) / FOLDER / ARCHIVE
     labels = find(data_root(root), LABELS) or data_root(root) / FOLDER / LABELS

@@ -220,8 +220,10 @@ def test_cifar_caches(tmp_path, name, title):
         LOADS[name](str(tmp_path), 32)
 
 
-def test_cifar_that_is_something_else(tmp_path):
-    root = as_folder(layouts.cifar_100() | {"cifar-100-python/test": pickle.dumps([1])}, tmp_path)
+@pytest.mark.parametrize("test", [[1], {"data": np.ones((1, 3072)), "fine_labels": [0]}])
+def test_cifar_that_is_something_else(tmp_path, test):
+    files = layouts.cifar_100() | {"cifar-100-python/test": pickle.dumps(test)}
+    root = as_folder(files, tmp_path)
     with pytest.raises(UserError, match="cifar-100-python is not CIFAR-100"):
         cifar.fc100(str(root), 32)
 
