@@ -25,6 +25,7 @@ TARGETS = (
 CHOICES = {
     "mode": ("train", "test"),
     "resume": ("none", "auto"),
+    "data.crop": ("none", "box"),
     "device.precision": ("fp32", "tf32", "bf16"),
     "tracker.mode": ("auto", "online", "offline", "disabled"),
 }

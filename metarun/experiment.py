@@ -263,6 +263,11 @@ def refuse_impossible_tasks(
     config: DictConfig, data: Data, sampler: Sampler, test_sampler: Sampler
 ) -> None:
     """Raise UserError when a split is too small for the tasks that will be drawn from it."""
+    if config.mode == "train" and data.metric != "mse" and not data.outlines["train"].classes:
+        raise UserError(
+            f"data={data.name} has no classes to train on, all are for testing: train on other "
+            "data, then mode=test checkpoint=RUN_FOLDER/checkpoints/best.pt"
+        )
     for split in ["test"] if config.mode == "test" else ["train", "val", "test"]:
         outline = data.outlines[split]
         try:

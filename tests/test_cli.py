@@ -9,6 +9,7 @@ import pytest
 
 from metarun import cli
 from tests.conftest import QUICK
+from tests.data import layouts
 
 CONF = cli.conf_folder()
 EXPERIMENTS = sorted(
@@ -33,10 +34,11 @@ EXPERIMENTS = sorted(
         ("shot=0", "shot=0: it must be at least 1"),
         ("eval.episodes=1", "eval.episodes=1: it must be at least 2"),
         ("algo=protnet", "algo=protnet: there is no such choice, did you mean protonet?"),
-        ("data=omniglt", "did you mean omniglot?; data can be glyphs, harmonics, image_folder"),
+        ("data=omniglt", "did you mean omniglot?; data can be "),
         ("experiment=snell2017/omniglot_5way", "snell2017/omniglot_5way_1shot"),
         ("device.precision=fp16", "device.precision=fp16: choose one of fp32, tf32, bf16"),
         ("device.name=tpu", "device.name=tpu: choose auto, cpu, cuda or cuda:NUMBER"),
+        ("data=cub data.crop=boxed", "data.crop=boxed: choose one of none, box, did you mean box?"),
         ("tracker.mode=offlne", "did you mean offline?"),
         ("mode=tset", "mode=tset: choose one of train, test, did you mean test?"),
         ("mode=test", "mode=test: say which model, checkpoint="),
@@ -193,6 +195,47 @@ def test_experiment_runs(metarun, experiment):
     assert results["train"]["steps"] == 2
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """Small archives of the standard data sets, all in one folder, as one would keep them."""
+    root = tmp_path_factory.mktemp("published")
+    layouts.as_tar(layouts.cifar_100(3), root / "cifar-100-python.tar.gz")
+    layouts.as_tar(layouts.cub(3), root / "CUB_200_2011.tgz")
+    layouts.as_tar(layouts.aircraft(3), root / "fgvc-aircraft-2013b.tar.gz")
+    layouts.as_tar(layouts.dtd(3), root / "dtd-r1.0.1.tar.gz")
+    flowers, labels = layouts.vgg_flower(3)
+    layouts.as_tar(flowers, root / "102flowers.tgz")
+    (root / "imagelabels.mat").write_bytes(labels)
+    layouts.as_zip(layouts.gtsrb(3), root / "GTSRB_Final_Training_Images.zip")
+    return root
+
+
+TWO_STEPS = (
+    "train.steps=2 train.val_every=2 eval.episodes=2 eval.val_episodes=2 sampler.tasks=2 query=2 "
+    "backbone.width=4 tracker=none device=cpu"
+).split()
+PUBLISHED = {"cifar_fs": 20, "fc100": 20, "cub": 50, "aircraft": 15, "dtd": 7, "vgg_flower": 16}
+
+
+@pytest.mark.parametrize("data", PUBLISHED)
+def test_published_data_runs(metarun, published, data):
+    """Every standard data set is one line away, and trains for two steps."""
+    metarun.main(f"data={data}", f"data.root={published}", *TWO_STEPS, "name=run")
+    results = metarun.results(f"{data}/protonet/run")
+    assert results["status"] == "finished"
+    assert results["data"]["classes"]["test"] == PUBLISHED[data]
+
+
+def test_data_without_training_classes(metarun, published):
+    """It tests a model that was trained on other data; training on it is refused."""
+    signs = ("data=gtsrb", f"data.root={published}")
+    assert "data=gtsrb has no classes to train on" in metarun.error(*signs)
+    metarun.main("data=dtd", f"data.root={published}", *TWO_STEPS, "name=run")
+    checkpoint = "checkpoint=outputs/dtd/protonet/run/checkpoints/best.pt"
+    metarun.main(*signs, *TWO_STEPS, "mode=test", checkpoint, "name=run")
+    assert metarun.results("gtsrb/protonet/run")["data"]["classes"]["test"] == 43
+
+
 def own_algorithm(folder: Path) -> Path:
     """A package `mine` with an algorithm, and a config folder that names it."""
     (folder / "mine.py").write_text(
@@ -284,6 +327,7 @@ def test_wheel_has_the_configs(metarun, tmp_path):
             [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path
         )
         shown.append(done.stdout)
+    assert (tmp_path / "site" / "metarun" / "data" / "class_splits" / "cub.json").is_file()
     assert shown[0] == shown[1]
     assert "way: 7" in shown[0]
 

@@ -3,7 +3,7 @@
 import hashlib
 import http.client
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -17,36 +17,54 @@ TIMEOUT = 10  # seconds without a byte; a machine without network should say so 
 CHUNK = 1 << 16
 
 
-def download(url: str, path: Path, md5: str) -> None:
-    """Put the file at `url`, whose MD5 is `md5`, at `path`.
+def download(urls: str | Sequence[str], path: Path, md5: str | None) -> None:
+    """Put the file whose MD5 is `md5` at `path`, from the first of `urls` that sends it.
 
-    What an earlier try left in `path`.part is continued. Raises UserError, which tells how to fetch
-    the file by hand, when the network or the folder fails or the content is another.
+    `md5` is None where the publisher gives none. What an earlier try left in `path`.part is
+    continued. Raises UserError, which tells how to fetch the file by hand, when the folder fails,
+    or for every mirror the network does or the content is another.
     """
-    part = path.with_name(path.name + ".part")
-    by_hand = f"fetch {url} on a machine with network and put it in {path.parent}"
+    mirrors = [urls] if isinstance(urls, str) else urls
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(path.name + ".lock")):
             if path.exists():  # another process was faster
                 return
-            continued = part.exists()
+            failures = []
+            for url in mirrors:
+                failure = fetch(url, path, md5)
+                if failure is None:
+                    return
+                failures.append(failure)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {error.filename or path} ({error.strerror}): "
+            "set data.root to a folder that can be written"
+        ) from None
+    raise UserError(
+        f"{'; '.join(dict.fromkeys(failures))}: fetch {' or '.join(mirrors)} on a machine with "
+        f"network and put it in {path.parent}"
+    )
+
+
+def fetch(url: str, path: Path, md5: str | None) -> str | None:
+    """Put the file at `url` at `path`; if that cannot be done, why. OSError if the disk fails."""
+    part = path.with_name(path.name + ".part")
+    try:
+        continued = part.exists()
+        receive(url, part)
+        if continued and md5 and file_md5(part) != md5:  # the earlier part was of something else
+            part.unlink()
             receive(url, part)
-            if continued and file_md5(part) != md5:  # the earlier part was of something else
-                part.unlink()
-                receive(url, part)
-            if file_md5(part) != md5:
-                part.unlink()
-                raise UserError(f"what {url} sent is not the published {path.name}: {by_hand}")
-            os.replace(part, path)
     except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
-        reason = getattr(error, "reason", None) or error
         if isinstance(error, OSError) and error.filename and not isinstance(error, HTTPError):
-            raise UserError(
-                f"cannot write {error.filename} ({error.strerror}): "
-                "set data.root to a folder that can be written"
-            ) from None
-        raise UserError(f"cannot download {path.name} ({reason}): {by_hand}") from None
+            raise
+        return f"cannot download {path.name} ({getattr(error, 'reason', None) or error})"
+    if md5 and file_md5(part) != md5:
+        part.unlink()
+        return f"what {url} sent is not the published {path.name}"
+    os.replace(part, path)
+    return None
 
 
 def receive(url: str, part: Path) -> None:

@@ -81,15 +81,26 @@ def fill(
     return torch.from_numpy(x[:row]), torch.tensor(first_row), missing
 
 
-def decode(file: Path | IO[bytes], size: int, grey: bool) -> np.ndarray | None:
-    """The middle square of a picture, uint8 [3 or 1, size, size]; None when it cannot be read."""
+def decode(
+    file: Path | IO[bytes],
+    size: int,
+    grey: bool,
+    crop: Callable[[Image.Image], Image.Image] | None = None,
+) -> np.ndarray | None:
+    """The middle square of a picture, or of what `crop` makes of it, uint8 [3 or 1, size, size].
+
+    None when it cannot be read.
+    """
     mode = "L" if grey else "RGB"
     try:
         with Image.open(file) as picture:
             # JPEG can decode at a fraction of its size, which is most of the time saved; twice what
             # is needed leaves the antialiased resize below to decide the pixels.
-            picture.draft(mode, (2 * size, 2 * size))
+            if crop is None:  # which knows places in pixels of the whole
+                picture.draft(mode, (2 * size, 2 * size))
             image = ImageOps.exif_transpose(picture)  # upright, as cameras and viewers mean it
+            if crop is not None:
+                image = crop(image)
             if image.mode.startswith("I;16"):  # Pillow would clip it to 255, all white
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.has_transparency_data:  # drawn on white, not on what hides below
@@ -99,6 +110,16 @@ def decode(file: Path | IO[bytes], size: int, grey: bool) -> np.ndarray | None:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     return np.atleast_3d(np.asarray(square)).transpose(2, 0, 1)
+
+
+def stretched(image: Image.Image, box: tuple[float, float, float, float], size: int) -> Image.Image:
+    """What is within `box` (left, upper, right, lower, in pixels), [size, size] whatever its shape.
+
+    So does Meta-Dataset with every picture (Triantafillou et al. 2020).
+    """
+    left, upper, right, lower = box
+    within = (max(left, 0), max(upper, 0), min(right, image.width), min(lower, image.height))
+    return image.convert("RGB").crop(within).resize((size, size), Image.Resampling.BILINEAR)
 
 
 def shown(names: list[str], what: str) -> str:

@@ -125,3 +125,39 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"set data\.root"):
         download("http://127.0.0.1:9/set.zip", tmp_path / "file" / "set.zip", MD5)
+
+
+def test_mirrors_are_tried_in_turn(server, tmp_path):
+    """One that is away and one that sends something else are passed over."""
+    other = Server()
+    other.content = CONTENT[::-1]
+    urls = ["http://127.0.0.1:9/set.zip", other.url, server.url]
+    download(urls, tmp_path / "set.zip", MD5)
+    assert (tmp_path / "set.zip").read_bytes() == CONTENT
+    assert (len(other.requested), len(server.requested)) == (1, 1)
+    other.http.shutdown()
+    other.http.server_close()
+
+
+def test_a_mirror_goes_on_where_another_broke_off(server, tmp_path):
+    broken = Server()
+    broken.break_at = 150_000
+    download([broken.url, server.url], tmp_path / "set.zip", MD5)
+    assert (tmp_path / "set.zip").read_bytes() == CONTENT
+    assert server.requested == ["bytes=150000-"]
+    broken.http.shutdown()
+    broken.http.server_close()
+
+
+def test_no_mirror_has_it(server, tmp_path):
+    """All of them are named, and what each said."""
+    server.missing = True
+    with pytest.raises(UserError) as told:
+        download(["http://127.0.0.1:9/set.zip", server.url], tmp_path / "set.zip", MD5)
+    for part in ("Connection refused", "Not Found", "127.0.0.1:9/set.zip or", server.url):
+        assert part in str(told.value)
+
+
+def test_a_file_without_a_published_checksum(server, tmp_path):
+    download(server.url, tmp_path / "set.zip", None)
+    assert (tmp_path / "set.zip").read_bytes() == CONTENT

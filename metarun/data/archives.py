@@ -1,0 +1,141 @@
+"""Data sets as they are published, a folder, a zip or a tar: found, and read without unpacking.
+
+Paths within an archive only name what was read from it: nothing is written to them.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import tarfile
+import zipfile
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from metarun.data.store import data_folder
+from metarun.errors import UserError
+from metarun.tracking.progress import track
+
+log = logging.getLogger(__name__)
+
+DEPTH = 2  # folders between data.root and what is looked for
+AHEAD = 64  # files read that may wait to be decoded
+BUFFER = 1 << 20  # bytes of a tar read at once
+
+
+def data_root(root: str | None) -> Path:
+    """The folder that data.root names."""
+    return Path(root).expanduser() if root else data_folder()
+
+
+def find(root: Path, *names: str) -> Path | None:
+    """The first of `names`, a file or a folder, in `root` or at most two folders below it."""
+    for name in names:
+        for depth in range(DEPTH + 1):
+            if found := sorted(root.glob("*/" * depth + name)):
+                return found[0]
+    return None
+
+
+def fingerprint(*sources: Path) -> str:
+    """SHA-256 of the names, sizes and times of change of the files that are at `sources`."""
+    digest = hashlib.sha256()
+    for source in sources:
+        for name, path in files(source) if source.is_dir() else [(source.name, source)]:
+            about = path.stat()
+            digest.update(json.dumps([name, about.st_size, about.st_mtime_ns]).encode())
+    return digest.hexdigest()
+
+
+def files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every file below `folder` with its path from there, in sorted order."""
+    for place, inner, names in os.walk(folder, followlinks=True):
+        inner.sort()
+        for name in sorted(names):
+            path = Path(place, name)
+            if path.is_file():  # not a broken link
+                yield path.relative_to(folder).as_posix(), path
+
+
+def members(source: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file in `source` whose whole name `wanted` matches.
+
+    Names are paths within `source`, with slashes. Raises UserError when it cannot be read.
+    """
+    try:
+        if source.is_dir():
+            for name, path in files(source):
+                if wanted.fullmatch(name):
+                    yield name, path.read_bytes()
+        elif zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as archive:
+                for name in filter(wanted.fullmatch, archive.namelist()):
+                    yield name, archive.read(name)
+        else:
+            with tarfile.open(source, "r|*", bufsize=BUFFER) as tape:
+                for member in tape:
+                    if member.isfile() and wanted.fullmatch(member.name):
+                        file = tape.extractfile(member)
+                        assert file is not None  # it is one
+                        yield member.name, file.read()
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise UserError(
+            f"{source} is damaged or not complete ({error}): "
+            "replace it, or remove it to have it downloaded again"
+        ) from None
+
+
+def read_pictures(
+    source: Path,
+    wanted: re.Pattern[str],
+    read: Callable[[str, IO[bytes]], np.ndarray | None],
+    published: int,
+) -> dict[str, np.ndarray | None]:
+    """What `read(name, file)` makes of each file in `source` that is `wanted`, by its name.
+
+    `read` is called in threads while the archive goes by, so that its pictures are never in memory
+    all at once as they were packed. `published` is how many pictures the data set has; there is a
+    warning when some are not there.
+    """
+    pictures: dict[str, np.ndarray | None] = {}
+    waiting: deque[tuple[str, Future[np.ndarray | None]]] = deque()
+    pool = ThreadPoolExecutor()
+    try:
+        for name, content in track(
+            members(source, wanted), f"Reading pictures of {source.name}", published
+        ):
+            waiting.append((name, pool.submit(read, name, io.BytesIO(content))))
+            if len(waiting) > AHEAD:
+                first, picture = waiting.popleft()
+                pictures[first] = picture.result()
+        pictures |= {name: picture.result() for name, picture in waiting}
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if len(pictures) < published:
+        log.warning("%s has only %d of %d pictures", source, len(pictures), published)
+    return pictures
+
+
+def read_texts(source: Path, *names: str) -> list[str]:
+    """The texts of the files of these names, in whatever folders of `source` they are.
+
+    Raises UserError when one is not there.
+    """
+    wanted = re.compile(rf"(?:.*/)?({'|'.join(map(re.escape, names))})")
+    found: dict[str, str] = {}
+    for path, content in members(source, wanted):
+        found[path.rpartition("/")[2]] = content.decode()
+        if len(found) == len(names):  # the rest of the archive need not be unpacked
+            break
+    for name in names:
+        if name not in found:
+            raise UserError(f"{source} has no {name}: it is not complete, replace it")
+    return [found[name] for name in names]
