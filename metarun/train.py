@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from metarun.data.split import Split
 from metarun.device import Device
 from metarun.errors import Interrupted, UserError
 from metarun.graph import CapturedStep, CudaGraph, obstacle, tell
@@ -129,7 +130,8 @@ def steps(
     """Take one step after another, each when its figures are asked for."""
     algorithm, optimizer = training.algorithm, training.optimizer
     step = Step(algorithm, optimizer, device, plan.clip_norm, getattr(sampler, "chunk", None))
-    if not (isinstance(sampler, RowSampler) and split.x.is_cuda):
+    resident = isinstance(split, Split) and split.x.is_cuda
+    if not (isinstance(sampler, RowSampler) and resident):
         if device.graph:
             tell(f"batches of {type(sampler).__name__} are not made on the GPU")
         while True:

@@ -337,3 +337,64 @@ def test_loading_torch_leaves_the_garbage_collector_on_and_nothing_to_say():
     script = "import gc; from metarun.cli import load_torch; load_torch(); print(gc.isenabled())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+MIXTURE = (
+    "data.size=16 data.sources.mine.grey=true way=3 query=2 eval.episodes=3 eval.val_episodes=2 "
+    "eval.tasks=2 train.steps=2 train.val_every=2 backbone.width=4 tracker=none device=cpu"
+).split()
+
+
+def test_several_data_sets_are_a_mixture(metarun):
+    """data=[a,b:c] mixes the choices a and c, the second under the name b; each has its keys."""
+    root = metarun.data[1].removeprefix("data.root=")
+    mine = f"data.sources.mine.root={root}"
+    metarun.main("data=[glyphs,mine:image_folder]", mine, *MIXTURE, "name=run")
+    results = metarun.results("mixture/protonet/run")
+    assert results["config"]["data"]["sources"]["glyphs"]["size"] == 16
+    test = results["test"]
+    sources = test["sources"]
+    assert list(sources) == ["mine", "glyphs"]
+    mean = sum(of_source["accuracy"] for of_source in sources.values()) / 2
+    assert test["accuracy"] == pytest.approx(mean)
+    halves = sum(of_source["ci95"] ** 2 for of_source in sources.values()) ** 0.5 / 2
+    assert test["ci95"] == pytest.approx(halves)
+    rows = (metarun.folder / "outputs/mixture/protonet/run/episodes.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["source", *["mine"] * 3, *["glyphs"] * 3]
+    # The same model on one of the sources alone answers the same episodes in the same way.
+    best = "checkpoint=outputs/mixture/protonet/run/checkpoints/best.pt"
+    shared = [o for o in MIXTURE if ".mine." not in o]
+    metarun.main(*metarun.data[:4], *shared, "mode=test", best, "name=run")
+    other = metarun.results("image_folder/protonet/run")["test"]
+    assert other["episodes_sha256"] == sources["mine"]["episodes_sha256"]
+    assert other["accuracy"] == sources["mine"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("data=[glyphs,omniglto]", "data=omniglto: there is no such choice, did you mean omniglot"),
+        ("data=[]", "say of what, as in data=[omniglot,glyphs]"),
+        ("data=[glyphs,sinusoid]", "data.sources.sinusoid: it has no classes"),
+    ],
+)
+def test_mixtures_that_cannot_be(metarun, typed, said):
+    assert said in metarun.error(typed, *[o for o in MIXTURE if ".mine." not in o])
+
+
+def test_unequal_tasks_are_trained_and_tested_on(metarun):
+    """sampler=variable chooses them for tests, too."""
+    metarun.main(
+        *metarun.data[:4],
+        "sampler=variable",
+        "way=6",
+        "sampler.least_way=3",
+        "algo=proto_maml",
+        "eval.sampler.least_way=3",
+        *[o for o in MIXTURE[4:] if not o.startswith("query")],
+        "sampler.tasks=3",
+        "name=run",
+    )
+    test = metarun.results("image_folder/proto_maml/run")["test"]
+    assert test["sampler"]["least_way"] == 3
+    assert 0 < test["accuracy"] < 1

@@ -23,6 +23,11 @@ class Uniform:
     tasks: int
     chunk: int = 0  # tasks that the training step computes at once; 0: as suits
 
+    def __post_init__(self) -> None:
+        for key, count in {"shot": self.shot, "query": self.query}.items():
+            if count < 1:
+                raise UserError(f"{key}={count}: it must be at least 1, but for sampler=variable")
+
     def check(self, split: Examples) -> None:
         """Raise UserError when the split is too small for these tasks."""
         refuse_too_few(split, way=self.way, shot=self.shot, query=self.query)
