@@ -227,7 +227,8 @@ def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig)
     elsewhere = plain(
         OmegaConf.masked_copy(shipped, [str(key) for key in shipped if key != "hydra"])
     )
-    reference = elsewhere | {key: grouped[key] for key in (*BUILT, "eval")}
+    reference = elsewhere | {key: grouped[key] for key in BUILT}
+    reference["eval"] = elsewhere["eval"] | {"sampler": grouped["eval"]["sampler"]}
     schema.check(plain(composed), reference, list(allowed))
 
 

@@ -150,7 +150,7 @@ def test_config_shown(metarun, capsys):
     metarun.main("--cfg", "job", "--resolve", "way=20", "sampler.way=60")
     shown = capsys.readouterr().out
     assert "way: 60" in shown
-    assert shown.count("way: 20") == 2  # the task's and the test's
+    assert shown.count("way: 20") == 3  # the task's, the test's and its sampler's
     assert list(metarun.folder.iterdir()) == []
 
 
