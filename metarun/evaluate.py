@@ -164,9 +164,12 @@ def answers(
     with device.autocast(), embedded_once(algorithm, episodes, tasks) as episodes:
         for start in range(0, len(episodes), tasks):
             batch = episodes.batch(slice(start, start + tasks))
-            figures = {merit(batch.query_y): per_task(algorithm.predict(batch), batch.query_y)}
-            if measures and hasattr(algorithm, "measures"):
-                figures |= algorithm.measures(batch)
+            figures = (
+                algorithm.measures(batch) if measures and hasattr(algorithm, "measures") else {}
+            )
+            metric = merit(batch.query_y)
+            if metric not in figures:
+                figures = {metric: per_task(algorithm.predict(batch), batch.query_y), **figures}
             batches.append({name: values.double() for name, values in figures.items()})
     algorithm.train(was_training)
     return {name: torch.cat([figures[name] for figures in batches]).cpu() for name in batches[0]}

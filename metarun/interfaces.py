@@ -7,7 +7,8 @@ An algorithm may have five things more, which are used where they are found:
     tasks_apart = True              its loss is the mean of the tasks' own, none of which depends on
                                     the others, so that a few at a time will do as well;
     measures(episodes)              {name: values [T]}, what its paper reports beside the accuracy,
-                                    computed on the test episodes and found in results.json;
+                                    computed on the test episodes and found in results.json; with
+                                    the accuracy itself (or mse) first, if that comes with it;
     stages(episodes)                {inner steps: outputs [T, Q, way]}, for a regression's picture.
 A sampler may have a number `chunk`: how many of its batch's tasks are computed at once (0: as
 suits the device).

@@ -256,3 +256,19 @@ def test_errors_of_functions_equal_a_loop():
         assert figures["mse"][task].item() == pytest.approx(wanted, rel=1e-5)
     assert figures["support_size"].tolist() == [3] * 40
     assert "support_size" not in answers(Guess(), episodes, tasks=7, device=CPU)
+
+
+def test_what_measures_tell_is_not_predicted_again():
+    """The accuracy that comes with the measures stands for that of the predictions."""
+
+    class Both(Guess):
+        def predict(self, episodes):
+            raise AssertionError
+
+        def measures(self, episodes):
+            mse = torch.arange(float(len(episodes.query_y)))
+            return {"mse": mse, "mse_after_0": mse + 1}
+
+    figures = answers(Both(), sines(), tasks=4, device=CPU, measures=True)
+    assert list(figures) == ["mse", "mse_after_0"]
+    assert figures["mse"][:6].tolist() == [0, 1, 2, 3, 0, 1]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from metarun.episodes import Episodes, refuse_other_way
 from metarun.functional.embedding import out_dim
 from metarun.functional.inner_loop import outputs_after, refuse_running_statistics
-from metarun.functional.objective import after_each, measured, query_loss
+from metarun.functional.objective import after_each, measured, merit, per_task, query_loss
 
 
 class MAML(nn.Module):
@@ -81,5 +81,9 @@ class MAML(nn.Module):
         return self.outputs_after(episodes, self.measured_steps)
 
     def measures(self, episodes: Episodes) -> dict[str, Tensor]:
-        """The figure of merit [T] after each of `measured_steps` numbers of inner steps."""
-        return after_each(self.stages(episodes), episodes.query_y)
+        """The figure of merit [T] of the prediction, and after each of `measured_steps` numbers of
+        inner steps, which are on the way to it."""
+        outputs = self.outputs_after(episodes, [*self.measured_steps, self.test_steps])
+        predicted, targets = outputs[self.test_steps], episodes.query_y
+        stages = {step: outputs[step] for step in self.measured_steps}
+        return {merit(targets): per_task(predicted, targets), **after_each(stages, targets)}

@@ -23,7 +23,14 @@ from metarun.episodes import Episodes, refuse_other_way
 from metarun.errors import UserError
 from metarun.functional.embedding import out_dim
 from metarun.functional.inner_loop import Params, refuse_torchs_batch_norm
-from metarun.functional.objective import after_each, measured, query_loss, task_loss
+from metarun.functional.objective import (
+    after_each,
+    measured,
+    merit,
+    per_task,
+    query_loss,
+    task_loss,
+)
 
 KEPT_SHARE = 0.03  # of an early step's first weight in the loss, while the weights move
 Statistics = list[tuple[Tensor, Tensor]]  # mean and variance [C] of each normalised layer
@@ -97,8 +104,12 @@ class MAMLPlusPlus(nn.Module):
         return self.adapted(episodes, self.measured_steps)[0]
 
     def measures(self, episodes: Episodes) -> dict[str, Tensor]:
-        """The accuracy [T] after each of `measured_steps` numbers of inner steps."""
-        return after_each(self.stages(episodes), episodes.query_y)
+        """The accuracy [T] of the prediction, and after each of `measured_steps` numbers of inner
+        steps, which are on the way to it."""
+        outputs, _ = self.adapted(episodes, [*self.measured_steps, self.inner_steps])
+        predicted, targets = outputs[self.inner_steps], episodes.query_y
+        stages = {step: outputs[step] for step in self.measured_steps}
+        return {merit(targets): per_task(predicted, targets), **after_each(stages, targets)}
 
     def loss_weights(self) -> list[float]:
         """The weight of each inner step in this outer step's loss; they sum to one (sec. 4)."""

@@ -84,7 +84,7 @@ def test_a_regression_equals_the_plain_loop(steps, first_order):
 def test_stages_of_a_regression():
     algorithm, episodes = regression(), tasks.some_functions(tasks=3)
     stages, measures = algorithm.stages(episodes), algorithm.measures(episodes)
-    assert list(measures) == ["mse_after_0", "mse_after_1", "mse_after_3"]
+    assert list(measures) == ["mse", *(f"mse_after_{n}" for n in (0, 1, 3))]
     for steps, values in stages.items():
         assert values.shape == episodes.query_y.shape
         wanted = (values - episodes.query_y).square().mean(dim=(1, 2))
