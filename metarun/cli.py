@@ -26,7 +26,7 @@ from metarun import config as schema
 from metarun.errors import Interrupted, UserError
 from metarun.help import choice_files, help_text
 
-BUILT = ("data", "sampler", "backbone", "algo", "optim", "schedule")  # groups with a _target_
+BUILT = ("data", "augment", "sampler", "backbone", "algo", "optim", "schedule")  # with a _target_
 MANY = 20  # values of a swept key that are tried before the sweep starts
 # Hydra's own settings that could run or load something, or change what a run does.
 FIXED = ["callbacks", "job.env_set", "job.env_copy", "job.chdir", "job_logging", "hydra_logging"]

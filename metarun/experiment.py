@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from metarun import checkpoint, report, runfolder
+from metarun.augment.sequence import Augment
 from metarun.confidence import mean_and_ci95
 from metarun.config import differences, is_allowed, targets
 from metarun.device import Device, choose
@@ -56,6 +58,7 @@ class Parts(NamedTuple):
     data: Data
     sampler: Sampler
     training: Training
+    augment: Augment | None  # of the training split's images
 
 
 def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str, str]) -> dict:
@@ -134,12 +137,14 @@ def saved_state(config: DictConfig, folder: Path, going_on: bool) -> dict[str, A
 def build_parts(config: DictConfig) -> Parts:
     """The parts the config names, checked against each other; the weights drawn from its seed."""
     device = choose(**config.device)
-    for key in ("data", "sampler", "backbone", "algo", "optim", "schedule"):
+    for key in ("data", "augment", "sampler", "backbone", "algo", "optim", "schedule"):
         refuse_foreign_targets(config, key)  # before the data is prepared, which may take long
     data = build(config, "data")
     sampler = build(config, "sampler")
     refuse_another_kind(config, data, sampler)
     refuse_impossible_tasks(config, data, sampler)
+    augment = build(config, "augment") if config.augment else None
+    refuse_unsuited_augmentation(augment, data)
     torch.manual_seed(stream_seed(config.seed, "init"))
     backbone = build(config, "backbone", input_shape=data.outlines["train"].input_shape)
     algorithm = build(config, "algo", backbone=backbone).to(device.torch_device)
@@ -150,7 +155,7 @@ def build_parts(config: DictConfig) -> Parts:
     optimizer, schedule = build_optimizer(config, algorithm)
     generator = stream(config.seed, "train")
     training = Training(algorithm, optimizer, schedule, generator, Progress())
-    parts = Parts(config, device, data, sampler, training)
+    parts = Parts(config, device, data, sampler, training, augment)
     rehearse(parts)
     return parts
 
@@ -174,6 +179,22 @@ def refuse_another_kind(config: DictConfig, data: Data, sampler: Sampler) -> Non
         raise UserError(
             f"the algorithm trains on {wanted.__name__.lower()}, but the sampler draws "
             f"{drawn.__name__.lower()}: use sampler={home}"
+        )
+
+
+def refuse_unsuited_augmentation(augment: Augment | None, data: Data) -> None:
+    """Raise UserError when the data has no images to change, or other ones than `augment` takes."""
+    examples = data.outlines["train"]
+    if augment is None:
+        return
+    if not getattr(examples, "holds_images", False):
+        raise UserError(f"augment changes images, and data={data.name} has none: use augment=none")
+    image = torch.rand(1, *examples.input_shape)
+    changed = augment(image)
+    if changed.shape != image.shape or changed.dtype != image.dtype:
+        raise UserError(
+            f"augment turns an image {list(image.shape[1:])} of {image.dtype} into "
+            f"{list(changed.shape[1:])} of {changed.dtype}: it must keep both"
         )
 
 
@@ -285,7 +306,7 @@ def train(parts: Parts, folder: Path, trackers: Trackers, stop: StopSignals) -> 
             training,
             Plan(**config.train),
             parts.sampler,
-            parts.data.open("train").to(parts.device.torch_device),
+            training_split(parts),
             parts.device,
             metric=parts.data.metric,
             validate=validate,
@@ -298,6 +319,12 @@ def train(parts: Parts, folder: Path, trackers: Trackers, stop: StopSignals) -> 
     if best_path.exists():  # not after train.steps=0
         training.algorithm.load_state_dict(checkpoint.load(best_path)["algorithm"])
     return peak_memory if training.progress.step > first_step else None
+
+
+def training_split(parts: Parts) -> Any:
+    """The training split on the device, its images augmented whenever they are taken."""
+    split = parts.data.open("train").to(parts.device.torch_device)
+    return replace(split, augment=parts.augment) if parts.augment else split
 
 
 def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
