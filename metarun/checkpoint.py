@@ -17,7 +17,8 @@ FORMAT = 3
 
 # What may differ between an interrupted run and the one that goes on with it.
 INCIDENTAL = [
-    *("name", "resume", "checkpoint", "mode", "plugins", "tracker", "data.root"),
+    *("name", "resume", "checkpoint", "mode", "plugins", "tracker"),
+    *("data.root", "data.file"),
     *("device.name", "device.deterministic", "device.graph"),
     *("sampler.chunk", "algo.checkpoint_steps"),
     *("train.steps", "train.log_every", "train.patience"),

@@ -16,6 +16,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -43,7 +44,7 @@ from metarun.train import Plan, Progress, Training, fit
 
 # What a finished run's results do not depend on.
 UNSEEN = [
-    *("name", "resume", "plugins", "tracker", "data.root", "train.log_every"),
+    *("name", "resume", "plugins", "tracker", "data.root", "data.file", "train.log_every"),
     *("device.name", "device.graph", "sampler.chunk", "algo.checkpoint_steps"),
 ]
 
@@ -210,6 +211,11 @@ def rehearse(parts: Parts) -> None:
 def build_optimizer(config: DictConfig, algorithm: Algorithm) -> tuple[Optimizer, LRScheduler]:
     """The optimiser of all that is learnt, and the schedule of its learning rate."""
     learnt = [p for p in algorithm.parameters() if p.requires_grad]
+    if not learnt and config.mode == "train" and config.train.steps:
+        raise UserError(
+            "the algorithm and the backbone have nothing to learn: train.steps=0 only tests them"
+        )
+    learnt = learnt or [nn.Parameter(torch.empty(0))]  # an optimiser wants something
     new_optimizer, new_schedule = build(config, "optim"), build(config, "schedule")
     on_gpu = learnt and learnt[0].is_cuda
     fused = (

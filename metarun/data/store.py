@@ -165,6 +165,12 @@ def sha256(*parts: bytes | memoryview) -> str:
     return digest.hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the file, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def refuse_shared_classes(splits: Mapping[str, Iterable[str]]) -> None:
     """Raise UserError when a class stands in two splits: a test on it would not be one."""
     seen: dict[str, str] = {}
