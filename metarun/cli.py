@@ -43,7 +43,7 @@ def conf_folder() -> Path:
 def job(config: DictConfig) -> float:
     """One run; its test accuracy (or error), for sweepers that look for the best."""
     load_torch()  # when work starts, not before
-    from metarun import experiment
+    from metarun import embed, experiment
 
     hydra_config = HydraConfig.get()
     choices = hydra_config.runtime.choices
@@ -58,7 +58,8 @@ def job(config: DictConfig) -> float:
     folder = Path(hydra_config.runtime.output_dir)
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     try:
-        results = experiment.run(config, folder, {**names, "sweep": sweep}, texts)
+        run = embed.run if config.mode == "embed" else experiment.run
+        results = run(config, folder, {**names, "sweep": sweep}, texts)
     except Interrupted as stopped:
         command = shlex.join(go_on(hydra_config, config.name, folder))
         raise Interrupted(f"{stopped}; go on with: {command}") from None
@@ -67,7 +68,7 @@ def job(config: DictConfig) -> float:
             leave(str(error))
         print(f"metarun: job {hydra_config.job.num}: {error}", file=sys.stderr)
         raise  # the other jobs go on
-    return results["test"][results["test"]["metric"]]
+    return results["test"][results["test"]["metric"]] if "test" in results else 0.0
 
 
 def load_torch() -> None:

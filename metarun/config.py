@@ -23,7 +23,7 @@ TARGETS = (
 )
 
 CHOICES = {
-    "mode": ("train", "test"),
+    "mode": ("train", "test", "embed"),
     "resume": ("none", "auto"),
     "device.precision": ("fp32", "tf32", "bf16"),
     "tracker.mode": ("auto", "online", "offline", "disabled"),
@@ -120,12 +120,16 @@ def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -
         raise UserError(f"device.name={name}: choose auto, cpu, cuda or cuda:NUMBER")
     if config["mode"] == "test" and not config["checkpoint"]:
         raise UserError("mode=test: say which model, checkpoint=RUN_FOLDER/checkpoints/best.pt")
+    if config.get("to") and config["mode"] != "embed":
+        raise UserError("to= goes with mode=embed: it says where the features are stored")
     run_name = values["name"]
     if "/" in run_name or run_name.strip(". ") == "":
         raise UserError(f"name={run_name}: not a folder's name; hydra.run.dir=DIR sets a path")
     saved = config["checkpoint"]
     if config["mode"] == "train" and saved:
-        raise UserError("checkpoint= goes with mode=test; to go on training, name=NAME resume=auto")
+        raise UserError(
+            "checkpoint= goes with mode=test or embed; to go on training, name=NAME resume=auto"
+        )
     if saved and not Path(str(saved)).expanduser().is_file():
         raise UserError(f"checkpoint={saved}: there is no such file")
     for key, target in targets(config):

@@ -211,7 +211,8 @@ def rehearse(parts: Parts) -> None:
 def build_optimizer(config: DictConfig, algorithm: Algorithm) -> tuple[Optimizer, LRScheduler]:
     """The optimiser of all that is learnt, and the schedule of its learning rate."""
     learnt = [p for p in algorithm.parameters() if p.requires_grad]
-    if not learnt and config.mode == "train" and config.train.steps:
+    nothing = not any(p.numel() for p in learnt)
+    if nothing and config.mode == "train" and config.train.steps:
         raise UserError(
             "the algorithm and the backbone have nothing to learn: train.steps=0 only tests them"
         )

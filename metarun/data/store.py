@@ -66,7 +66,12 @@ class DataSet:
             "checksum": self.checksum,
             "classes": {split: len(outline.classes) for split, outline in self.outlines.items()},
             "examples": {split: int(o.first_row[-1]) for split, o in self.outlines.items()},
-        }
+        } | self.origin()
+
+    def origin(self) -> dict[str, Any]:
+        """What the data was made from, if that was stored with it."""
+        stored = metadata(self.files["train"])
+        return {"made_from": json.loads(stored["made_from"])} if "made_from" in stored else {}
 
     def summary(self) -> str:
         """One line for the console."""
@@ -103,8 +108,8 @@ def prepare(name: str, key: str, build: Callable[[], dict[str, Split]]) -> DataS
     return DataSet(name, files)
 
 
-def write(path: Path, split: Split) -> None:
-    """Store `split` at `path`, atomically."""
+def write(path: Path, split: Split, made_from: dict[str, Any] | None = None) -> None:
+    """Store `split` at `path`, atomically, and beside it what it was made from, as JSON."""
     tensors = {"x": split.x, "first_row": split.first_row, "superclass": split.superclass}
     facts = json.dumps([split.classes, split.superclasses, split.mean, split.std])
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -112,7 +117,8 @@ def write(path: Path, split: Split) -> None:
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()},
             temporary,
-            metadata={"facts": facts, "checksum": checksum(split, facts)},
+            metadata={"facts": facts, "checksum": checksum(split, facts)}
+            | ({"made_from": json.dumps(made_from)} if made_from else {}),
         )
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
