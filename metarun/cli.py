@@ -47,7 +47,7 @@ def job(config: DictConfig) -> float:
 
     hydra_config = HydraConfig.get()
     choices = hydra_config.runtime.choices
-    names = {group: str(choices[group]) for group in ("data", "algo", "backbone")}
+    names = {group: str(choices[group]) for group in ("data", "augment", "algo", "backbone")}
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
     sweep = Path(hydra_config.sweep.dir).absolute().name if in_sweep else ""
     texts = {

@@ -65,9 +65,9 @@ class Parts(NamedTuple):
 def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str, str]) -> dict:
     """Train and test as `config` says, in `folder`; returns the content of its results.json.
 
-    `names` are what the command line calls the data, algo, backbone and sweep; `texts` are files
-    to keep in the folder. What the user can put right raises UserError, before long work starts
-    wherever it can be known by then.
+    `names` are what the command line calls the data, augment, algo, backbone and sweep; `texts` are
+    files to keep in the folder. What the user can put right raises UserError, before long work
+    starts wherever it can be known by then.
     """
     started = time.time()
     with StopSignals() as stop, runfolder.claimed(folder):
@@ -144,7 +144,7 @@ def build_parts(config: DictConfig) -> Parts:
     sampler = build(config, "sampler")
     refuse_another_kind(config, data, sampler)
     refuse_impossible_tasks(config, data, sampler)
-    augment = build(config, "augment") if config.augment else None
+    augment = build(config, "augment") if config.augment and config.mode == "train" else None
     refuse_unsuited_augmentation(augment, data)
     torch.manual_seed(stream_seed(config.seed, "init"))
     backbone = build(config, "backbone", input_shape=data.outlines["train"].input_shape)

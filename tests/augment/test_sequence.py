@@ -56,6 +56,25 @@ def test_every_choice(choice, dtype, device):
     assert torch.equal(augment(x), got)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c != "none"])
+def test_a_recorded_step_draws_anew(choice):
+    """A CUDA graph can hold it, so nothing in it waits for the GPU, and each replay is another."""
+    augment = augmentation(choice)
+    x = torch.rand(12, 3, 24, 24, device="cuda")
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(side):
+        augment(x)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=side):
+        result = augment(x)
+    graph.replay()
+    first = result.clone()
+    graph.replay()
+    assert not torch.equal(result, first)
+
+
 def test_one_image_is_as_good_as_many():
     """The images of a batch do not see each other."""
     augment = augmentation("closer_look")
