@@ -10,7 +10,7 @@ import numpy as np
 import PIL
 import torch
 
-from metarun.data.pictures import decode, fingerprint, picture_splits, shown
+from metarun.data.pictures import decode, picture_splits, shown
 from metarun.data.split import Split, as_split
 from metarun.data.split_by_class import (
     one_each,
@@ -18,7 +18,7 @@ from metarun.data.split_by_class import (
     rows_of_classes,
     split_rows,
 )
-from metarun.data.store import DataSet, file_sha256, prepare
+from metarun.data.store import DataSet, file_sha256, fingerprint, prepare
 from metarun.errors import UserError
 
 log = logging.getLogger(__name__)

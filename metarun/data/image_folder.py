@@ -6,10 +6,10 @@ from pathlib import Path
 
 import PIL
 
-from metarun.data.pictures import decode, fingerprint, picture_splits
+from metarun.data.pictures import decode, picture_splits
 from metarun.data.split import Split
 from metarun.data.split_by_class import OTHER_NAMES, by_chance, by_list, read_split_file
-from metarun.data.store import SPLITS, DataSet, prepare, refuse_shared_classes
+from metarun.data.store import SPLITS, DataSet, fingerprint, prepare, refuse_shared_classes
 from metarun.errors import UserError
 
 FORMAT = "1"  # of the images below; a change to them needs a new number

@@ -1,9 +1,6 @@
 """Pictures from files to splits: decoded in threads, straight into one tensor a split."""
 
-import hashlib
-import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -102,20 +99,6 @@ def decode(file: Path | IO[bytes], size: int, grey: bool) -> np.ndarray | None:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     return np.atleast_3d(np.asarray(square)).transpose(2, 0, 1)
-
-
-def fingerprint(folder: Path, splits: Mapping[str, Mapping[str, Sequence[Path]]]) -> str:
-    """SHA-256 of what is in which split: name, size and time of change of every picture; names
-    are told from `folder`."""
-    digest = hashlib.sha256()
-    for split, classes in splits.items():
-        for name, paths in classes.items():
-            for path in paths:
-                about = [split, name, os.path.relpath(path, folder)]
-                if path.exists():  # not a broken link
-                    about += [str(path.stat().st_size), str(path.stat().st_mtime_ns)]
-                digest.update(json.dumps(about).encode())
-    return digest.hexdigest()
 
 
 def shown(names: list[str], what: str) -> str:

@@ -7,7 +7,7 @@ that start on an empty cache take turns, and a file that does not match its chec
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,20 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of the file, hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(folder: Path, splits: Mapping[str, Mapping[str, Sequence[Path]]]) -> str:
+    """SHA-256 of what is in which split: name, size and time of change of every picture; names
+    are told from `folder`."""
+    digest = hashlib.sha256()
+    for split, classes in splits.items():
+        for name, paths in classes.items():
+            for path in paths:
+                about = [split, name, os.path.relpath(path, folder)]
+                if path.exists():  # not a broken link
+                    about += [str(path.stat().st_size), str(path.stat().st_mtime_ns)]
+                digest.update(json.dumps(about).encode())
+    return digest.hexdigest()
 
 
 def refuse_shared_classes(splits: Mapping[str, Iterable[str]]) -> None:
