@@ -1,6 +1,7 @@
 """Saving what a run needs to go on, and reading it back without executing anything."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ FORMAT = 3
 
 # What may differ between an interrupted run and the one that goes on with it.
 INCIDENTAL = [
-    *("name", "resume", "checkpoint", "mode", "plugins", "tracker", "data.root"),
+    *("name", "resume", "checkpoint", "mode", "plugins", "tracker"),
+    *("data.root", "data.file"),
     *("device.name", "device.deterministic", "device.graph"),
     *("sampler.chunk", "algo.checkpoint_steps"),
     *("train.steps", "train.log_every", "train.patience"),
@@ -86,11 +88,14 @@ def refuse_another_run(content: dict[str, Any], config: dict[str, Any]) -> None:
         )
 
 
-def refuse_another_model(content: dict[str, Any], config: dict[str, Any]) -> None:
-    """Raise UserError when `content` is of another algorithm or backbone than the config's."""
-    ours, theirs = (
-        {key: group[key] for key in ("algo", "backbone")} for group in (config, content["config"])
-    )
+def refuse_another_model(
+    content: dict[str, Any],
+    config: dict[str, Any],
+    groups: Sequence[str] = ("algo", "backbone"),
+) -> None:
+    """Raise UserError when `content` is of another algorithm or backbone than the config's, or of
+    others of its `groups`."""
+    ours, theirs = ({key: part[key] for key in groups} for part in (config, content["config"]))
     changed = differences(ours, theirs, except_for=AT_TEST)
     if changed:
         raise UserError(f"the checkpoint was trained with {' '.join(changed)}: say the same")

@@ -26,7 +26,7 @@ from metarun import config as schema
 from metarun.errors import Interrupted, UserError
 from metarun.help import choice_files, help_text
 
-BUILT = ("data", "sampler", "backbone", "algo", "optim", "schedule")  # groups with a _target_
+BUILT = ("data", "augment", "sampler", "backbone", "algo", "optim", "schedule")  # with a _target_
 SOURCE = ("+data@data.sources.", "+data.sources.")  # what gives a mixture one more
 MANY = 20  # values of a swept key that are tried before the sweep starts
 # Hydra's own settings that could run or load something, or change what a run does.
@@ -44,11 +44,11 @@ def conf_folder() -> Path:
 def job(config: DictConfig) -> float:
     """One run; its test accuracy (or error), for sweepers that look for the best."""
     load_torch()  # when work starts, not before
-    from metarun import experiment
+    from metarun import embed, experiment
 
     hydra_config = HydraConfig.get()
     choices = hydra_config.runtime.choices
-    names = {group: str(choices[group]) for group in ("data", "algo", "backbone")}
+    names = {group: str(choices[group]) for group in ("data", "augment", "algo", "backbone")}
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
     sweep = Path(hydra_config.sweep.dir).absolute().name if in_sweep else ""
     texts = {
@@ -59,7 +59,8 @@ def job(config: DictConfig) -> float:
     folder = Path(hydra_config.runtime.output_dir)
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     try:
-        results = experiment.run(config, folder, {**names, "sweep": sweep}, texts)
+        run = embed.run if config.mode == "embed" else experiment.run
+        results = run(config, folder, {**names, "sweep": sweep}, texts)
     except Interrupted as stopped:
         command = shlex.join(go_on(hydra_config, config.name, folder))
         raise Interrupted(f"{stopped}; go on with: {command}") from None
@@ -68,7 +69,7 @@ def job(config: DictConfig) -> float:
             leave(str(error))
         print(f"metarun: job {hydra_config.job.num}: {error}", file=sys.stderr)
         raise  # the other jobs go on
-    return results["test"][results["test"]["metric"]]
+    return results["test"][results["test"]["metric"]] if "test" in results else 0.0
 
 
 def load_torch() -> None:

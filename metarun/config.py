@@ -23,7 +23,7 @@ TARGETS = (
 )
 
 CHOICES = {
-    "mode": ("train", "test"),
+    "mode": ("train", "test", "embed"),
     "resume": ("none", "auto"),
     "data.crop": ("none", "box"),
     "device.precision": ("fp32", "tf32", "bf16"),
@@ -54,6 +54,16 @@ LOWEST = {
     "train.patience": 0,
     "train.clip_norm": 0,
     "data.size": 1,
+    "augment.crop.padding": 0,
+    "augment.jitter.brightness": 0,
+    "augment.jitter.contrast": 0,
+    "augment.jitter.saturation": 0,
+    "augment.flip.probability": 0,
+    "augment.degrees": 0,
+    "augment.shear": 0,
+    "augment.scale": 0,
+    "augment.shift": 0,
+    "augment.probability": 0,
     "data.noise": 0,
     "algo.way": 1,
     "algo.inner_lr": 0,
@@ -111,12 +121,16 @@ def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -
         raise UserError(f"device.name={name}: choose auto, cpu, cuda or cuda:NUMBER")
     if config["mode"] == "test" and not config["checkpoint"]:
         raise UserError("mode=test: say which model, checkpoint=RUN_FOLDER/checkpoints/best.pt")
+    if config.get("to") and config["mode"] != "embed":
+        raise UserError("to= goes with mode=embed: it says where the features are stored")
     run_name = values["name"]
     if "/" in run_name or run_name.strip(". ") == "":
         raise UserError(f"name={run_name}: not a folder's name; hydra.run.dir=DIR sets a path")
     saved = config["checkpoint"]
     if config["mode"] == "train" and saved:
-        raise UserError("checkpoint= goes with mode=test; to go on training, name=NAME resume=auto")
+        raise UserError(
+            "checkpoint= goes with mode=test or embed; to go on training, name=NAME resume=auto"
+        )
     if saved and not Path(str(saved)).expanduser().is_file():
         raise UserError(f"checkpoint={saved}: there is no such file")
     for key, target in targets(config):

@@ -15,10 +15,12 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from metarun import checkpoint, report, runfolder
+from metarun.augment.sequence import Augment
 from metarun.confidence import mean_and_ci95, mean_of_means
 from metarun.config import differences, is_allowed, targets
 from metarun.data.mixture import Mixture
@@ -47,7 +49,7 @@ from metarun.train import Plan, Progress, Training, fit
 
 # What a finished run's results do not depend on.
 UNSEEN = [
-    *("name", "resume", "plugins", "tracker", "data.root", "train.log_every"),
+    *("name", "resume", "plugins", "tracker", "data.root", "data.file", "train.log_every"),
     *("device.name", "device.graph", "sampler.chunk", "algo.checkpoint_steps"),
 ]
 
@@ -63,14 +65,15 @@ class Parts(NamedTuple):
     sampler: Sampler
     test_sampler: TestSampler | Functions
     training: Training
+    augment: Augment | None  # of the training split's images
 
 
 def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str, str]) -> dict:
     """Train and test as `config` says, in `folder`; returns the content of its results.json.
 
-    `names` are what the command line calls the data, algo, backbone and sweep; `texts` are files
-    to keep in the folder. What the user can put right raises UserError, before long work starts
-    wherever it can be known by then.
+    `names` are what the command line calls the data, augment, algo, backbone and sweep; `texts` are
+    files to keep in the folder. What the user can put right raises UserError, before long work
+    starts wherever it can be known by then.
     """
     started = time.time()
     with StopSignals() as stop, runfolder.claimed(folder):
@@ -141,13 +144,16 @@ def saved_state(config: DictConfig, folder: Path, going_on: bool) -> dict[str, A
 def build_parts(config: DictConfig) -> Parts:
     """The parts the config names, checked against each other; the weights drawn from its seed."""
     device = choose(**config.device)
-    for key in ("data", "sampler", "eval.sampler", "backbone", "algo", "optim", "schedule"):
+    keys = ("data", "augment", "sampler", "eval.sampler", "backbone", "algo", "optim", "schedule")
+    for key in keys:
         refuse_foreign_targets(config, key)  # before the data is prepared, which may take long
     data = build(config, "data")
     sampler = build(config, "sampler")
     test_sampler = build(config, "eval.sampler")
     refuse_another_kind(config, data, sampler, test_sampler)
     refuse_impossible_tasks(config, data, sampler, test_sampler)
+    augment = build(config, "augment") if config.augment and config.mode == "train" else None
+    refuse_unsuited_augmentation(augment, data)
     torch.manual_seed(stream_seed(config.seed, "init"))
     backbone = build(config, "backbone", input_shape=data.outlines["test"].input_shape)
     algorithm = build(config, "algo", backbone=backbone).to(device.torch_device)
@@ -158,7 +164,7 @@ def build_parts(config: DictConfig) -> Parts:
     optimizer, schedule = build_optimizer(config, algorithm)
     generator = stream(config.seed, "train")
     training = Training(algorithm, optimizer, schedule, generator, Progress())
-    parts = Parts(config, device, data, sampler, test_sampler, training)
+    parts = Parts(config, device, data, sampler, test_sampler, training, augment)
     rehearse(parts)
     return parts
 
@@ -188,6 +194,22 @@ def refuse_another_kind(
         )
 
 
+def refuse_unsuited_augmentation(augment: Augment | None, data: Data) -> None:
+    """Raise UserError when the data has no images to change, or other ones than `augment` takes."""
+    examples = data.outlines["train"]
+    if augment is None:
+        return
+    if not getattr(examples, "holds_images", False):
+        raise UserError(f"augment changes images, and data={data.name} has none: use augment=none")
+    image = torch.rand(1, *examples.input_shape)
+    changed = augment(image)
+    if changed.shape != image.shape or changed.dtype != image.dtype:
+        raise UserError(
+            f"augment turns an image {list(image.shape[1:])} of {image.dtype} into "
+            f"{list(changed.shape[1:])} of {changed.dtype}: it must keep both"
+        )
+
+
 def rehearse(parts: Parts) -> None:
     """Answer one episode, so that what does not fit together is known before training starts."""
     if parts.config.mode == "test":
@@ -200,6 +222,12 @@ def rehearse(parts: Parts) -> None:
 def build_optimizer(config: DictConfig, algorithm: Algorithm) -> tuple[Optimizer, LRScheduler]:
     """The optimiser of all that is learnt, and the schedule of its learning rate."""
     learnt = [p for p in algorithm.parameters() if p.requires_grad]
+    nothing = not any(p.numel() for p in learnt)
+    if nothing and config.mode == "train" and config.train.steps:
+        raise UserError(
+            "the algorithm and the backbone have nothing to learn: train.steps=0 only tests them"
+        )
+    learnt = learnt or [nn.Parameter(torch.empty(0))]  # an optimiser wants something
     new_optimizer, new_schedule = build(config, "optim"), build(config, "schedule")
     on_gpu = learnt and learnt[0].is_cuda
     fused = (
@@ -217,7 +245,7 @@ def build_optimizer(config: DictConfig, algorithm: Algorithm) -> tuple[Optimizer
 
 def refuse_foreign_targets(config: DictConfig, key: str) -> None:
     """Raise UserError unless each `_target_` at `key` can be imported and is one that may run."""
-    for place, target in targets(plain(at(config, key))):
+    for place, target in targets(plain(at(config, key) or OmegaConf.create())):
         try:
             found = get_object(target)
         except (ImportError, AttributeError, ValueError) as error:
@@ -307,7 +335,7 @@ def train(parts: Parts, folder: Path, trackers: Trackers, stop: StopSignals) -> 
             training,
             Plan(**config.train),
             parts.sampler,
-            parts.data.open("train").to(parts.device.torch_device),
+            training_split(parts),
             parts.device,
             metric=parts.data.metric,
             validate=validate,
@@ -320,6 +348,12 @@ def train(parts: Parts, folder: Path, trackers: Trackers, stop: StopSignals) -> 
     if best_path.exists():  # not after train.steps=0
         training.algorithm.load_state_dict(checkpoint.load(best_path)["algorithm"])
     return peak_memory if training.progress.step > first_step else None
+
+
+def training_split(parts: Parts) -> Any:
+    """The training split on the device, its images augmented whenever they are taken."""
+    split = parts.data.open("train").to(parts.device.torch_device)
+    return split.augmented(parts.augment) if parts.augment else split
 
 
 def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:

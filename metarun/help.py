@@ -11,6 +11,8 @@ metarun: a config in, a number with its confidence interval out
   metarun data=image_folder data.root=DIR     your own pictures, a folder a class
   metarun -m seed=0,1,2                       a sweep
   metarun mode=test checkpoint=RUN_FOLDER/checkpoints/best.pt
+  metarun mode=embed checkpoint=RUN_FOLDER/checkpoints/best.pt to=DIR
+  metarun data=features data.root=DIR         any head on the features so stored
   metarun name=NAME resume=auto               go on with an interrupted run
   metarun algo=NAME --help                    the keys of that choice
 

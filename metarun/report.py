@@ -30,6 +30,8 @@ def header(
             if key != "_target_" and (key, value) != ("chunk", 0)
         )
         rows["training"] = f"{config['train']['steps']} steps; {task}"
+        if config.get("augment"):
+            rows["augmentation"] = names["augment"]
     else:
         rows["checkpoint"] = config["checkpoint"]
     return rows

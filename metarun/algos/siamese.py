@@ -16,21 +16,18 @@ Where the paper is silent, or else than in it:
   by layer.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarun.augment.affine import Affine
 from metarun.episodes import PADDING, Episodes
-from metarun.functional.affine import affine_matrices, transformed
 from metarun.functional.embedding import at_least_float32, embed_task, out_dim
 from metarun.functional.prototypes import class_means
 from metarun.samplers.pairs import Pairs
 
-# Largest rotation (radians), shears, changes of scale and shifts (sec. 3.2). The paper shifts by
-# up to 2 pixels of 105; here, as in `transformed`, the image is 2 wide.
-LARGEST = (math.radians(10), 0.3, 0.3, 0.2, 0.2, 2 * 2 / 105, 2 * 2 / 105)
+# Sec. 3.2; the paper shifts by up to 2 pixels of 105.
+distorted = Affine(degrees=10, shear=0.3, scale=0.2, shift=2 / 105, probability=0.5)
 
 
 class Siamese(nn.Module):
@@ -101,18 +98,3 @@ def weighted_l1(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
     return torch.cdist(a * positive, b * positive, p=1) - torch.cdist(
         a * negative, b * negative, p=1
     )
-
-
-def distorted(x: Tensor) -> Tensor:
-    """Images [N, C, H, W], each under a random affine map of its own (sec. 3.2)."""
-    maps = random_maps(len(x), x)
-    angle, shear, scale, shift = maps[:, 0], maps[:, 1:3], 1 + maps[:, 3:5], maps[:, 5:7]
-    with torch.autocast(x.device.type, enabled=False):  # of coordinates
-        return transformed(x, affine_matrices(angle, shear, scale), shift)
-
-
-def random_maps(count: int, like: Tensor) -> Tensor:
-    """Rotation, shears, changes of scale and shifts [count, 7], each zero half of the time."""
-    # Of torch's own generator, which training seeds: on a GPU the draws stay there.
-    amount, use = torch.rand(2, count, len(LARGEST), dtype=like.dtype, device=like.device)
-    return (2 * amount - 1) * (use < 0.5) * like.new_tensor(LARGEST)

@@ -1,6 +1,6 @@
 """Several data sets as one: each task comes from one of them, and a test has a result for each."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -70,6 +70,16 @@ class Mixture:
                 yield from (f"{name}/{part.superclasses[i]}" for i in part.superclass.tolist())
             else:
                 yield from [name] * len(part.classes)
+
+    @property
+    def holds_images(self) -> bool:
+        """As of Split: of all the sources."""
+        return all(part.holds_images for part in self.parts.values())
+
+    def augmented(self, augment: Callable[[Tensor], Tensor]) -> "Mixture":
+        """As of Split: the images of every source, before a grey one is repeated."""
+        parts = {name: part.augmented(augment) for name, part in self.parts.items()}
+        return replace(self, parts=parts)
 
     def to(self, device: torch.device) -> "Mixture":
         """This split for use on `device`."""

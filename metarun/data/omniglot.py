@@ -4,7 +4,6 @@ Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabi
 induction", Science 350, 2015. Images are read straight out of the authors' zip files.
 """
 
-import hashlib
 import io
 import json
 import zipfile
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from metarun.data.download import download
 from metarun.data.split import Split, stack_classes
-from metarun.data.store import DataSet, data_folder, prepare
+from metarun.data.store import DataSet, data_folder, file_sha256, prepare
 from metarun.errors import UserError
 from metarun.tracking.progress import track
 
@@ -158,9 +157,3 @@ def damaged(path: Path, reason: str) -> UserError:
         f"{path} is damaged or not complete ({reason}): "
         "replace it, or remove it to have it downloaded again"
     )
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of the file, hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,6 @@
 """One split of a data set: every example as one tensor, stored class by class."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Protocol
@@ -44,6 +44,7 @@ class Split:
                 empty when the data has none
     mean, std   of the training split's images scaled to [0, 1], one number a channel
     source      None: all classes are of one data set (Mixture has several)
+    augment     changes images [n, C, H, W], scaled to [0, 1], at random; None: as they are
     """
 
     x: Tensor
@@ -55,11 +56,21 @@ class Split:
     std: tuple[float, ...]
     device: torch.device = CPU
     source: Tensor | None = None
+    augment: Callable[[Tensor], Tensor] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one example as the backbone gets it."""
         return tuple(self.x.shape[1:])
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether the examples are images, stored as bytes; others are taken as they are."""
+        return self.x.dtype == torch.uint8
+
+    def augmented(self, augment: Callable[[Tensor], Tensor]) -> "Split":
+        """This split with its images changed by `augment` whenever they are taken."""
+        return replace(self, augment=augment)
 
     def to(self, device: torch.device) -> "Split":
         """This split for use on `device`: moved there if it fits, else read from where it is."""
@@ -74,20 +85,22 @@ class Split:
     def take(self, rows: Tensor) -> Tensor:
         """Examples at `rows` (any shape, int64) on the device: rows.shape + input, as floats.
 
-        Images come scaled to [0, 1] and normalised; other inputs as they are stored.
+        Images come scaled to [0, 1], augmented and normalised; other inputs as they are stored.
         """
         flat = rows.flatten()
         if self.x.device == self.device:
             x = self.x.index_select(0, flat.to(self.device, non_blocking=True))
         else:  # the split did not fit: a pinned copy overlaps with what the device is computing
             x = self.x.index_select(0, flat).pin_memory().to(self.device, non_blocking=True)
-        if x.dtype == torch.uint8:
+        if self.holds_images:
+            if self.augment is not None:
+                x = 255 * self.augment(x.float() / 255)
             x = normalised(x, self.mean, self.std)
         return x.unflatten(0, rows.shape)
 
 
 def normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(x / 255 - mean) / std for uint8 images [N, C, H, W], in one pass: [N, C, H, W] float32."""
+    """(x / 255 - mean) / std for images [N, C, H, W] of 0 to 255, in one pass, as float32."""
     scale, shift = scale_and_shift(mean, std, x.device)
     return torch.addcmul(shift, x.float(), scale)
 

@@ -7,7 +7,7 @@ that start on an empty cache take turns, and a file that does not match its chec
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,12 @@ class DataSet:
             "checksum": self.checksum,
             "classes": {split: len(outline.classes) for split, outline in self.outlines.items()},
             "examples": {split: int(o.first_row[-1]) for split, o in self.outlines.items()},
-        }
+        } | self.origin()
+
+    def origin(self) -> dict[str, Any]:
+        """What the data was made from, if that was stored with it."""
+        stored = metadata(self.files["train"])
+        return {"made_from": json.loads(stored["made_from"])} if "made_from" in stored else {}
 
     def summary(self) -> str:
         """One line for the console."""
@@ -103,8 +108,8 @@ def prepare(name: str, key: str, build: Callable[[], dict[str, Split]]) -> DataS
     return DataSet(name, files)
 
 
-def write(path: Path, split: Split) -> None:
-    """Store `split` at `path`, atomically."""
+def write(path: Path, split: Split, made_from: dict[str, Any] | None = None) -> None:
+    """Store `split` at `path`, atomically, and beside it what it was made from, as JSON."""
     tensors = {"x": split.x, "first_row": split.first_row, "superclass": split.superclass}
     facts = json.dumps([split.classes, split.superclasses, split.mean, split.std])
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -112,7 +117,8 @@ def write(path: Path, split: Split) -> None:
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()},
             temporary,
-            metadata={"facts": facts, "checksum": checksum(split, facts)},
+            metadata={"facts": facts, "checksum": checksum(split, facts)}
+            | ({"made_from": json.dumps(made_from)} if made_from else {}),
         )
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -162,6 +168,26 @@ def sha256(*parts: bytes | memoryview) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the file, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(folder: Path, splits: Mapping[str, Mapping[str, Sequence[Path]]]) -> str:
+    """SHA-256 of what is in which split: name, size and time of change of every picture; names
+    are told from `folder`."""
+    digest = hashlib.sha256()
+    for split, classes in splits.items():
+        for name, paths in classes.items():
+            for path in paths:
+                about = [split, name, os.path.relpath(path, folder)]
+                if path.exists():  # not a broken link
+                    about += [str(path.stat().st_size), str(path.stat().st_mtime_ns)]
+                digest.update(json.dumps(about).encode())
     return digest.hexdigest()
 
 

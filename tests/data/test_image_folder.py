@@ -88,7 +88,10 @@ def test_lists(tmp_path, name):
     ("text", "told"),
     [
         ("label,split\ncat,train\n", "gives no class to val"),
-        ("label,split\ncat,train\ndgo,val\nfish,test\n", "'dgo' .* has no folder; is 'dog' meant"),
+        (
+            "label,split\ncat,train\ndgo,val\nfish,test\n",
+            "'dgo', which .* names; is 'dog' meant",
+        ),
         ("label,split\ncat,train\ndog,dev\n", "split 'dev': use train, val and test"),
         ("label,split\ncat,train\ncat,val\nfish,test\n", "'cat' is in both train and val"),
         ("name,split\ncat,train\n", "columns label"),
@@ -149,7 +152,7 @@ def test_too_little(tmp_path):
     with pytest.raises(UserError, match="no class folders"):
         load(tmp_path)
     fill(tmp_path, ["a", "b"])
-    with pytest.raises(UserError, match="2 class folders cannot be split"):
+    with pytest.raises(UserError, match="2 classes cannot be split"):
         load(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         load(tmp_path / "nowhere")

@@ -1,0 +1,59 @@
+"""Features that a backbone gave of another data set's examples: what mode=embed stores."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from metarun.data.split import Split
+from metarun.data.store import SPLITS, DataSet, is_sound, write
+from metarun.errors import UserError
+
+
+def load(root: str | None) -> DataSet:
+    """The stored features, float32 [N, D] or maps [N, C, H, W], with the classes that they had.
+
+    Raises UserError when they are not there, or damaged.
+    """
+    if root is None:
+        raise UserError("data=features needs data.root=FOLDER, which mode=embed wrote")
+    files = files_in(Path(root).expanduser())
+    for path in files.values():
+        if not path.is_file():
+            raise UserError(
+                f"data.root={root}: there is no {path.name}: make the features with "
+                f"mode=embed to={root}"
+            )
+        if not is_sound(path):
+            raise UserError(f"{path} is damaged: remove {path.parent}, and embed the data again")
+    return DataSet("features", files)
+
+
+def store(folder: Path, splits: dict[str, Split], made_from: dict[str, Any]) -> DataSet:
+    """Write the features to `folder`, which is there whole or not at all; what they are made from
+    stands beside them."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        for split, path in files_in(temporary).items():
+            write(path, splits[split], made_from)
+        os.rename(temporary, folder)  # refused by the system if the folder is not empty
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return DataSet("features", files_in(folder))
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    """Where each split is."""
+    return {split: folder / f"{split}.safetensors" for split in SPLITS}
+
+
+def refuse_taken(folder: Path) -> None:
+    """Raise UserError unless features can be written to this folder."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists():
+        raise UserError(f"{folder} holds other files: choose another to=FOLDER")
+    existing = next(path for path in folder.absolute().parents if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"cannot write in {existing}: choose another to=FOLDER")

@@ -1,0 +1,150 @@
+"""mode=embed: a data set through a frozen backbone once, and its features stored as data."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from metarun import checkpoint, runfolder
+from metarun.backbones.batch_norm import BatchNorm
+from metarun.data import features
+from metarun.data.split import Split
+from metarun.data.store import SPLITS, DataSet, file_sha256
+from metarun.device import Device, choose
+from metarun.errors import UserError
+from metarun.experiment import build, is_done, kept, plain, refuse_foreign_targets
+from metarun.provenance import provenance
+from metarun.seeds import stream_seed
+from metarun.signals import StopSignals
+from metarun.tracking.console import Console
+from metarun.tracking.progress import track
+
+AT_ONCE = 256  # examples
+
+
+def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str, str]) -> dict:
+    """Store the features that `config`'s backbone gives of its data; the content of results.json.
+
+    They go to config.to, or to features/ in the run's `folder`, for data=features. The backbone has
+    the weights that it had in the checkpoint, whatever algorithm trained it; without one, those it
+    is built with. What the user can put right raises UserError before anything is computed.
+    """
+    started = time.time()
+    to = Path(str(config.to)).expanduser() if config.to else folder / "features"
+    with StopSignals(), runfolder.claimed(folder):
+        earlier = runfolder.earlier(folder, config.resume, config.mode)
+        if earlier and is_done(earlier, config):
+            return earlier
+        features.refuse_taken(to)
+        content = None
+        if config.checkpoint:
+            content = checkpoint.load(Path(str(config.checkpoint)).expanduser())
+            checkpoint.refuse_another_model(content, plain(config), groups=("backbone",))
+        device = choose(**config.device)
+        for key in ("data", "backbone"):
+            refuse_foreign_targets(config, key)
+        data = build(config, "data")
+        if not isinstance(data, DataSet):
+            raise UserError(f"mode=embed: data={data.name} is no one set of examples to store")
+        torch.manual_seed(stream_seed(config.seed, "init"))
+        backbone = build(config, "backbone", input_shape=data.outlines["train"].input_shape)
+        if content:
+            restore(backbone, content, config)
+        refuse_shared_statistics(backbone)
+        backbone.to(device.torch_device).eval()
+        made_from = {
+            "data": {"name": data.name, "checksum": data.checksum},
+            "backbone": plain(config)["backbone"],
+            "checkpoint": content and origin(content, str(config.checkpoint)),
+            "seed": None if content else config.seed,
+            "precision": device.precision,
+        }
+        results = {
+            "status": "running",
+            "mode": config.mode,
+            "names": names,
+            "data": data.facts(),
+            "provenance": provenance(device.torch_device),
+            "config": plain(config),
+        }
+        console = Console(0)
+        console.header(
+            {
+                "data": f"{names['data']}, {data.summary()}",
+                "backbone": names["backbone"],
+                "checkpoint": str(config.checkpoint or "none: weights as the backbone is built"),
+                "device": str(device),
+                "features": str(to),
+            }
+        )
+        with kept(results, folder, earlier or {}):
+            for name, text in texts.items():
+                runfolder.write_text(folder / name, text)
+            embedded = {
+                name: embed(backbone, data.open(name).to(device.torch_device), device, name)
+                for name in SPLITS
+            }
+            stored = features.store(to, embedded, made_from)
+            results |= {
+                "status": "finished",
+                "features": {**stored.facts(), "shape": list(embedded["train"].input_shape)},
+                "folder": str(to),
+                "seconds": round(time.time() - started, 1),
+            }
+        console.message(f"{results['seconds']} s; use them with data=features data.root={to}")
+        return results
+
+
+def restore(backbone: nn.Module, content: dict[str, Any], config: DictConfig) -> None:
+    """Give the backbone its weights in a saved state, in which they stand among the algorithm's."""
+    trained = OmegaConf.create({**content["config"], "plugins": plain(config)["plugins"]})
+    refuse_foreign_targets(trained, "algo")
+    # Built as it was trained, the algorithm knows where its backbone's weights are.
+    checkpoint.restore_weights(build(trained, "algo", backbone=backbone), content)
+
+
+def origin(content: dict[str, Any], path: str) -> dict[str, Any]:
+    """Which checkpoint this is."""
+    return {
+        "path": path,
+        "sha256": file_sha256(Path(path).expanduser()),
+        "algo": content["config"]["algo"],
+        "step": content["progress"]["step"],
+        "trained_on": content["data_checksum"],
+    }
+
+
+def refuse_shared_statistics(backbone: nn.Module) -> None:
+    """Raise UserError when an example's features depend on which others are computed beside it."""
+    for layer in backbone.modules():
+        mode = getattr(layer, "batch_norm_mode", "running")
+        if mode != "running" or (
+            hasattr(layer, "batch_norm_mode") and type(layer) is not BatchNorm
+        ):
+            raise UserError(
+                f"mode=embed: this backbone's batch norm (mode {mode}) uses the statistics of a "
+                "task or an inner step, so that an example has no features of its own: train one "
+                "with backbone.batch_norm=running or none"
+            )
+
+
+@torch.no_grad()
+def embed(backbone: nn.Module, split: Split, device: Device, name: str) -> Split:
+    """The split with its features for examples: float32, in main memory."""
+    rows = torch.arange(len(split.x)).split(AT_ONCE)
+    x: Tensor | None = None
+    with device.autocast():
+        for part in track(rows, f"Embedding {name}", len(rows)):
+            z = backbone(split.take(part)).float().cpu()
+            if x is None:
+                x = z.new_empty(len(split.x), *z.shape[1:])
+            x[part[0] : part[-1] + 1] = z
+    if x is None:
+        raise UserError(f"mode=embed: the {name} split has no examples")
+    if not x.isfinite().all():
+        raise UserError(f"mode=embed: features of the {name} split are not finite")
+    return replace(split, x=x, mean=(0.0,), std=(1.0,), device=x.device)
