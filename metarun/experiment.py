@@ -56,6 +56,7 @@ class Parts(NamedTuple):
     data: Data
     sampler: Sampler
     training: Training
+    network: dict[str, Any]  # what the backbone is, in numbers
 
 
 def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str, str]) -> dict:
@@ -85,6 +86,7 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
             "names": names,
             "wandb_id": earlier["wandb_id"] if earlier else token_hex(4),
             "parameters": report.parameters(parts.training.algorithm),
+            "backbone": parts.network,
             "data": parts.data.facts(),
             "trained_on": content["data_checksum"] if content else parts.data.checksum,
             "provenance": provenance(parts.device.torch_device),
@@ -141,7 +143,9 @@ def build_parts(config: DictConfig) -> Parts:
     refuse_another_kind(config, data, sampler)
     refuse_impossible_tasks(config, data, sampler)
     torch.manual_seed(stream_seed(config.seed, "init"))
-    backbone = build(config, "backbone", input_shape=data.outlines["train"].input_shape)
+    input_shape = data.outlines["train"].input_shape
+    backbone = build(config, "backbone", input_shape=input_shape)
+    network = report.network(backbone, input_shape)
     algorithm = build(config, "algo", backbone=backbone).to(device.torch_device)
     chunk = getattr(sampler, "chunk", 0)
     if config.mode == "train" and 0 < chunk < sampler.tasks:
@@ -150,7 +154,7 @@ def build_parts(config: DictConfig) -> Parts:
     optimizer, schedule = build_optimizer(config, algorithm)
     generator = stream(config.seed, "train")
     training = Training(algorithm, optimizer, schedule, generator, Progress())
-    parts = Parts(config, device, data, sampler, training)
+    parts = Parts(config, device, data, sampler, training, network)
     rehearse(parts)
     return parts
 
@@ -400,7 +404,9 @@ def start_trackers(
     progress, tracker = parts.training.progress, config["tracker"]
     console = Console(config["train"]["steps"], progress.step)
     console.header(
-        report.header(config, names, parts.data, parts.training.algorithm, parts.device)
+        report.header(
+            config, names, parts.data, parts.training.algorithm, parts.network, parts.device
+        )
         | {"run folder": str(folder)}
     )
     if resumed:
