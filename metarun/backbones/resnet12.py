@@ -16,11 +16,12 @@ from metarun.backbones.convolution import Conv2d, Mean, image_shape, initialise
 from metarun.backbones.drop_block import drop_block
 from metarun.errors import UserError
 
+BLOCKS = 4
 SLOPE = 0.1  # of the leaky ReLU
 
 
 class ResNet12(nn.Module):
-    """Four residual blocks of three convolutions, each with 2×2 max-pooling at its end.
+    """Four residual blocks of three convolutions, of which the first `pools` end in max-pooling.
 
     Images [N, C, H, W] -> features [N, out_dim]: with `pool` the means of the last maps, otherwise
     the maps themselves (which MetaOptNet uses), and without `flatten` as maps [N, *out_shape].
@@ -38,20 +39,23 @@ class ResNet12(nn.Module):
         drop_rate: float,
         block_size: int,
         batch_norm: str,
+        pools: int = BLOCKS,
         pool: bool = True,
         flatten: bool = True,
     ):
         super().__init__()
-        channels, height, wide = image_shape(input_shape, 16, "backbone=resnet12")
-        if len(widths) != 4 or min(widths) < 1:
+        if not 0 <= pools <= BLOCKS:
+            raise UserError(f"backbone.pools={pools}: it must be from 0 to {BLOCKS}")
+        channels, height, wide = image_shape(input_shape, 2**pools, "backbone=resnet12")
+        if len(widths) != BLOCKS or min(widths) < 1:
             raise UserError(f"backbone.widths={widths}: four numbers of filters are needed")
         if not 0 <= drop_rate < 1:
             raise UserError(f"backbone.drop_rate={drop_rate}: it must be from 0 to below 1")
         self.blocks = nn.ModuleList(
-            Block(before, width, batch_norm)
-            for before, width in zip([channels, *widths], widths, strict=False)
+            Block(widths[i - 1] if i else channels, widths[i], batch_norm, pool=i < pools)
+            for i in range(BLOCKS)
         )
-        size = (1, 1) if pool else (height // 16, wide // 16)
+        size = (1, 1) if pool else (height // 2**pools, wide // 2**pools)
         end = [Mean()] if pool else []
         self.end = nn.Sequential(*end, *([nn.Flatten()] if flatten else []))
         self.out_shape, self.gives_maps = (widths[-1], *size), not flatten
@@ -71,10 +75,10 @@ class ResNet12(nn.Module):
 
 
 class Block(nn.Module):
-    """Three 3×3 convolutions beside one of 1×1, then pooling: [N, channels, H, W] ->
-    [N, width, H // 2, W // 2]."""
+    """Three 3×3 convolutions beside one of 1×1: [N, channels, H, W] -> [N, width, H', W'], half as
+    high and wide if it pools."""
 
-    def __init__(self, channels: int, width: int, batch_norm: str):
+    def __init__(self, channels: int, width: int, batch_norm: str, *, pool: bool):
         super().__init__()
         self.residual = nn.Sequential(
             *convolution(channels, width, 3, batch_norm),
@@ -84,10 +88,11 @@ class Block(nn.Module):
             *convolution(width, width, 3, batch_norm),
         )
         self.shortcut = nn.Sequential(*convolution(channels, width, 1, batch_norm))
+        self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         # Pooling and leaky ReLU commute; pooled first, the latter has a quarter of the work.
-        return F.leaky_relu(F.max_pool2d(self.residual(x) + self.shortcut(x), 2), SLOPE)
+        return F.leaky_relu(self.pool(self.residual(x) + self.shortcut(x)), SLOPE)
 
 
 def convolution(channels: int, width: int, kernel: int, batch_norm: str) -> list[nn.Module]:

@@ -21,7 +21,8 @@ class ViT(nn.Module):
     """Images [N, C, H, W] -> the class token's last features [N, width], or without `flatten` the
     patches' own as maps [N, width, H // patch, W // patch].
 
-    There is no batch norm: a prediction depends on its own image alone.
+    There is no batch norm, whichever mode of it the algorithm asks for: an image's features depend
+    on nothing else.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class ViT(nn.Module):
         depth: int,
         heads: int,
         flatten: bool = True,
+        batch_norm: str = "none",
     ):
         super().__init__()
         channels, height, wide = image_shape(input_shape, 1, "A vision transformer")

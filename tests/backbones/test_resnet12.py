@@ -28,8 +28,16 @@ def test_equals_the_papers_order():
         residual = convolved(residual, 3)
         z = F.max_pool2d(F.leaky_relu(residual + convolved(z, 1), 0.1), 2)
     torch.testing.assert_close(backbone(x), z.mean(dim=(2, 3)), rtol=0, atol=1e-10)
-    backbone.end = nn.Identity()
-    assert backbone(x).shape == (4, 6, 1, 2)
+
+
+@pytest.mark.parametrize(("pools", "side"), [(4, 5), (2, 21), (0, 84)])
+def test_the_last_map(pools, side):
+    """84 -> 42, 21, 10 and 5."""
+    with torch.device("meta"):
+        backbone = ResNet12((3, 84, 84), [4] * 4, 0.1, 5, "none", pools, pool=False, flatten=False)
+        assert backbone(torch.zeros(2, 3, 84, 84)).shape == (2, *backbone.out_shape)
+    assert backbone.out_shape == (4, side, side)
+    assert backbone.out_dim == 4 * side**2
 
 
 def small(drop_rate=0.5):
@@ -66,6 +74,7 @@ def test_dropout_first_and_squares_after():
     ("values", "said"),
     [
         ({"drop_rate": 1.0}, "backbone.drop_rate=1.0: it must be from 0 to below 1"),
+        ({"pools": 5}, "backbone.pools=5: it must be from 0 to 4"),
         ({"widths": [8, 8]}, r"backbone.widths=\[8, 8\]: four numbers of filters are needed"),
     ],
 )
