@@ -66,6 +66,7 @@ class Parts(NamedTuple):
     test_sampler: TestSampler | Functions
     training: Training
     augment: Augment | None  # of the training split's images
+    network: dict[str, Any]  # what the backbone is, in numbers
 
 
 def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str, str]) -> dict:
@@ -95,6 +96,7 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
             "names": names,
             "wandb_id": earlier["wandb_id"] if earlier else token_hex(4),
             "parameters": report.parameters(parts.training.algorithm),
+            "backbone": parts.network,
             "data": parts.data.facts(),
             "trained_on": content["data_checksum"] if content else parts.data.checksum,
             "provenance": provenance(parts.device.torch_device),
@@ -155,7 +157,9 @@ def build_parts(config: DictConfig) -> Parts:
     augment = build(config, "augment") if config.augment and config.mode == "train" else None
     refuse_unsuited_augmentation(augment, data)
     torch.manual_seed(stream_seed(config.seed, "init"))
-    backbone = build(config, "backbone", input_shape=data.outlines["test"].input_shape)
+    input_shape = data.outlines["test"].input_shape
+    backbone = build(config, "backbone", input_shape=input_shape)
+    network = report.network(backbone, input_shape)
     algorithm = build(config, "algo", backbone=backbone).to(device.torch_device)
     chunk = getattr(sampler, "chunk", 0)
     if config.mode == "train" and 0 < chunk < sampler.tasks:
@@ -164,7 +168,7 @@ def build_parts(config: DictConfig) -> Parts:
     optimizer, schedule = build_optimizer(config, algorithm)
     generator = stream(config.seed, "train")
     training = Training(algorithm, optimizer, schedule, generator, Progress())
-    parts = Parts(config, device, data, sampler, test_sampler, training, augment)
+    parts = Parts(config, device, data, sampler, test_sampler, training, augment, network)
     rehearse(parts)
     return parts
 
@@ -496,7 +500,9 @@ def start_trackers(
     progress, tracker = parts.training.progress, config["tracker"]
     console = Console(config["train"]["steps"], progress.step)
     console.header(
-        report.header(config, names, parts.data, parts.training.algorithm, parts.device)
+        report.header(
+            config, names, parts.data, parts.training.algorithm, parts.network, parts.device
+        )
         | {"run folder": str(folder)}
     )
     if resumed:

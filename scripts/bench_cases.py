@@ -19,6 +19,7 @@ CASES = {  # images, command line
     "proto-omni-5w": ("omniglot", "algo=protonet way=5 shot=5 query=15"),
     "proto-omni-60w": ("omniglot", "algo=protonet way=60 shot=5 query=5"),
     "proto-mini-5w": ("mini", "algo=protonet way=5 shot=5 query=15"),
+    "proto-resnet12": ("mini", "algo=protonet backbone=resnet12 way=5 shot=5 query=15"),
     "maml-omni": ("omniglot", f"algo=maml {MAML_OMNI}"),
     "maml-omni-q1": ("omniglot", f"algo=maml {MAML_OMNI} query=1 sampler.query=1"),
     "maml-mini": ("mini", f"algo=maml {MAML_MINI}"),
@@ -84,25 +85,38 @@ def tasks_of(config: Any) -> Any:
     return config.eval if config.mode == "test" else config.sampler
 
 
-def convolutions(config: Any) -> list[tuple[int, int, int]]:
-    """The network's convolutions, 3×3: channels, filters, height and width of the map."""
-    if not config.backbone._target_.endswith(".Conv4"):
-        return []
+def convolutions(config: Any) -> list[tuple[int, int, int, int]]:
+    """The network's convolutions: channels, filters, their side, height and width of the map."""
+    network = config.backbone
     channels, size, _ = IMAGES[config.data.images][2]
-    width = config.backbone.width
-    return [(width if i else channels, width, size // 2**i) for i in range(4)]
+    if network._target_.endswith(".Conv4"):
+        width = network.width
+        return [(width if i else channels, width, 3, size // 2**i) for i in range(4)]
+    if network._target_.endswith(".ResNet12"):
+        layers = []
+        for i, width in enumerate(network.widths):
+            before, side = network.widths[i - 1] if i else channels, size // 2**i
+            layers += [(before, width, 3, side), (before, width, 1, side)]
+            layers += 2 * [(width, width, 3, side)]
+        return layers
+    return []
 
 
-def passes(config: Any) -> list[tuple[int, int, int, int]]:
+def passes(config: Any) -> list[tuple[int, int, int, int, int]]:
     """The convolutions, each before it the images [N] of one task, and of one batch of tasks."""
-    task, layers = tasks_of(config), convolutions(config)
+    task, layers = tasks_of(config), list(dict.fromkeys(convolutions(config)))
     images = layers and task.way * (task.shot + task.query)
     return [(n, *layer) for layer in layers for n in sorted({images, images * task.tasks})]
 
 
-def label(images: int, channels: int, filters: int, size: int) -> str:
+def label(images: int, channels: int, filters: int, side: int, size: int) -> str:
     """A convolution's name."""
-    return f"{images}x{channels}x{size}x{size}->{filters}"
+    return f"{images}x{channels}x{size}x{size}->{filters} {side}x{side}"
+
+
+def flop_of(channels: int, filters: int, side: int, size: int) -> int:
+    """Floating-point operations of a convolution of one image."""
+    return 2 * channels * filters * side**2 * size**2
 
 
 def flop_per_task(config: Any) -> int:
@@ -110,12 +124,13 @@ def flop_per_task(config: Any) -> int:
 
     A forward pass takes F and a backward pass 2F, less the gradient with respect to the images.
     The second derivative of an inner step takes 6F more, four products to differentiate its
-    backward pass and two its forward pass, less three of the first layer's.
+    backward pass and two its forward pass, less three of those that see the images.
     """
-    each = [18 * channels * filters * size**2 for channels, filters, size in convolutions(config)]
-    if not each:
+    layers, image = convolutions(config), IMAGES[config.data.images][2]
+    if not layers:
         return 0
-    forward, first, task = sum(each), each[0], tasks_of(config)
+    forward, task = sum(flop_of(*layer) for layer in layers), tasks_of(config)
+    first = sum(flop_of(*layer) for layer in layers if (layer[0], layer[3]) == image[:2])
     support, query = task.way * task.shot, task.way * task.query
     step = forward if config.mode == "test" else 3 * forward - first
     if config.algo._target_ != "metarun.algos.maml.MAML":

@@ -16,7 +16,7 @@ from contextlib import suppress
 from itertools import chain, repeat
 from typing import Any
 
-from bench_cases import CASES, composed, flop_per_task, label, made_up, passes
+from bench_cases import CASES, composed, flop_of, flop_per_task, label, made_up, passes
 
 FOREVER = 10**9  # steps
 
@@ -247,11 +247,11 @@ class Ceiling:
         for name, dtype in {"fp32": torch.float32, "bf16": torch.bfloat16}.items():
             a, b = torch.randn(2, n, n, device=self.clock.device).to(dtype)
             rates[f"matrix product {name}"] = self.rate(torch.mm, a, b, 2 * n**3, each)
-        for name, (images, channels, filters, size) in self.layers.items():
+        for name, (images, channels, filters, side, size) in self.layers.items():
             x = torch.randn(1, channels, size, size, **self.place).repeat(images, 1, 1, 1)
-            w = torch.randn(filters, channels, 3, 3, **self.place)
+            w = torch.randn(filters, channels, side, side, **self.place)
             x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
-            flop = 18 * images * channels * filters * size**2
+            flop = images * flop_of(channels, filters, side, size)
             rates[name] = self.rate(convolve, x, w, flop, each)
         return rates
 
@@ -272,7 +272,7 @@ class Ceiling:
 
 
 def convolve(x: Any, w: Any) -> Any:
-    """A 3×3 convolution."""
+    """A convolution that keeps the map's size."""
     import torch
 
-    return torch.conv2d(x, w, padding=1)
+    return torch.conv2d(x, w, padding=w.shape[2] // 2)

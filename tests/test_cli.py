@@ -237,6 +237,43 @@ def test_data_without_training_classes(metarun, published):
     assert metarun.results("gtsrb/protonet/run")["data"]["classes"]["test"] == 43
 
 
+SMALL = {  # what makes the network of each file of conf/backbone a small one
+    "conv4": "backbone.width=4",
+    "conv6": "backbone.width=4",
+    "koch2015": "backbone.features=8 data.size=65",
+    "mlp": "backbone.widths=[8]",
+    "pixels": "algo.learn_temperature=true",  # or nothing would be learnt
+    "r2d2": "backbone.widths=[4,4,4,4]",
+    "resnet10": "backbone.widths=[4,4,4,4]",
+    "resnet12": "backbone.widths=[4,4,4,4]",
+    "resnet18": "backbone.widths=[4,4,4,4]",
+    "timm": "backbone.name=resnet10t data.size=32",
+    "torchvision": "backbone.name=shufflenet_v2_x0_5 data.size=32",
+    "vit_small": "backbone.patch=8 backbone.width=12 backbone.depth=2",
+    "wrn28_10": "backbone.depth=10 backbone.widening=1",
+}
+
+
+@pytest.mark.parametrize("backbone", [path.stem for path in (CONF / "backbone").glob("*.yaml")])
+def test_backbone_runs(metarun, backbone):
+    """Every committed backbone composes and trains for two steps; some by other methods too."""
+    if backbone == "timm":
+        pytest.importorskip("timm")
+    short = "train.steps=2 train.val_every=2 eval.episodes=2 eval.val_episodes=2".split()
+    small = [f"backbone={backbone}", *SMALL[backbone].split(), *short, "tracker=none", "device=cpu"]
+    runs = {"protonet": []}
+    if backbone in ("resnet12", "vit_small"):  # which have dropout, or no batch norm
+        runs["maml"] = ["algo=maml", "algo.test_steps=2", "sampler.tasks=2"]
+    if backbone == "resnet12":
+        runs["relation"] = ["algo=relation", "backbone.pool=false", "algo.width=4"]
+    for name, more in runs.items():
+        metarun.main(*metarun.data, *small, *more, f"hydra.run.dir=outputs/{name}")
+        results = metarun.results(name)
+        assert (results["status"], results["train"]["steps"]) == ("finished", 2)
+        assert results["backbone"]["parameters"] <= results["parameters"]
+        assert results["backbone"]["flops"] > 0 or backbone == "pixels"
+
+
 def own_algorithm(folder: Path) -> Path:
     """A package `mine` with an algorithm, and a config folder that names it."""
     (folder / "mine.py").write_text(

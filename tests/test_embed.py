@@ -116,7 +116,7 @@ def test_maps_are_features_too(metarun, embed):
     [
         (["backbone.batch_norm=batch"], "(mode batch) uses the statistics of a task"),
         (["backbone.batch_norm=support"], "(mode support) uses the statistics of a task"),
-        (["data=sinusoid", "algo=maml"], "has functions and no examples"),
+        (["data=sinusoid", "algo=maml"], "data=sinusoid is no one set of examples"),
         (["mode=train"], "to= goes with mode=embed"),
         (["checkpoint=none.pt"], "checkpoint=none.pt: there is no such file"),
         (["to=full"], "full holds other files: choose another to=FOLDER"),

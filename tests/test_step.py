@@ -104,7 +104,7 @@ def test_chunks_are_for_losses_that_depend_on_the_batch_alone(batch_norm):
         (lambda: ProtoNet(conv4("running")), "set backbone.batch_norm .* to batch or support"),
         (lambda: tasks.algorithm("mamlpp"), "MAMLPlusPlus keeps something .* sampler.chunk=0"),
         (reptile, "Reptile keeps something .* sampler.chunk=0"),
-        (lambda: nn.BatchNorm2d(3), "BatchNorm2d keeps something"),
+        (lambda: nn.BatchNorm2d(3), "batch norm of mode running takes its statistics"),
     ],
 )
 def test_chunks_of_others_are_refused(algorithm, said):

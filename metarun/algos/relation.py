@@ -126,6 +126,7 @@ def map_shape(backbone: nn.Module) -> tuple[int, int, int]:
     if min(high, wide) < 4:
         raise UserError(
             f"algo=relation pools the backbone's maps twice, so {high}×{wide} is too small: "
-            "lower backbone.pools, set backbone.strides=false, or raise data.size"
+            "lower backbone.pools, set backbone.strides=false (or backbone.pool=false), or raise "
+            "data.size"
         )
     return channels, high, wide

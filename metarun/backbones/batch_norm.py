@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from metarun.backbones.normalise import normalise
 from metarun.errors import UserError
@@ -66,8 +67,12 @@ def mode_of(network: nn.Module) -> str:
 
 
 def modes_of(modules: Iterable[nn.Module]) -> list[str]:
-    """Whose statistics each batch normalisation among the modules uses."""
-    return [module.batch_norm_mode for module in modules if isinstance(module, BatchNorm)]
+    """Whose statistics each batch normalisation among the modules uses: torch's own, "running"."""
+    return [
+        module.batch_norm_mode if isinstance(module, BatchNorm) else "running"
+        for module in modules
+        if isinstance(module, BatchNorm | _BatchNorm)
+    ]
 
 
 @contextmanager

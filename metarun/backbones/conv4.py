@@ -1,24 +1,27 @@
-"""The four-block convolutional network of the few-shot papers ("Conv4", "C64")."""
+"""The convolutional networks of four and six blocks of the few-shot papers ("Conv4", "C64")."""
 
 from math import prod
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metarun.backbones.batch_norm import normalisation
+from metarun.backbones.convolution import Conv2d, Mean, image_shape
 from metarun.errors import UserError
 
 BLOCKS = 4
 
 
 class Conv4(nn.Sequential):
-    """Four blocks of 3×3 convolution, batch norm, ReLU and 2×2 max-pooling (Vinyals et al. 2016).
+    """Blocks of 3×3 convolution, batch norm, ReLU and 2×2 max-pooling (Vinyals et al. 2016).
 
     Images [N, C, H, W] -> features [N, out_dim], out_dim = width · (H // 16) · (W // 16): 64 for
     28×28 and 1600 for 84×84 images at width 64. Only the first `pools` blocks pool; relation
-    networks keep the larger map (Sung et al. 2018, fig. 2). With `strides`, convolutions of stride
-    2 take the place of pooling and the last map is averaged: out_dim = width (Finn et al. 2017,
-    sec. 5.2; the average is in their code). Without `flatten` features are maps [N, *out_shape].
+    networks keep the larger map (Sung et al. 2018, fig. 2), and of six blocks the last two do not
+    (Chen et al. 2019, "A Closer Look at Few-shot Classification", in their code). With `strides`,
+    convolutions of stride 2 take the place of pooling and the last map is averaged: out_dim = width
+    (Finn et al. 2017, sec. 5.2; the average is in their code). Without `flatten` features are maps
+    [N, *out_shape].
     """
 
     def __init__(
@@ -29,20 +32,15 @@ class Conv4(nn.Sequential):
         pools: int = BLOCKS,
         strides: bool = False,
         flatten: bool = True,
+        blocks: int = BLOCKS,
     ):
-        if not 0 <= pools <= BLOCKS:
-            raise UserError(f"backbone.pools={pools}: it must be from 0 to {BLOCKS}")
+        if not 0 <= pools <= blocks:
+            raise UserError(f"backbone.pools={pools}: it must be from 0 to {blocks}")
         halvings = 0 if strides else pools
-        least = 2**halvings
-        if len(input_shape) != 3 or min(input_shape[1:]) < least:
-            raise UserError(
-                f"backbone=conv4 takes images of at least {least}×{least}, not examples of shape "
-                f"{list(input_shape)}: raise data.size, or use backbone=mlp"
-            )
-        channels, height, wide = input_shape
+        channels, height, wide = image_shape(input_shape, 2**halvings, f"backbone=conv{blocks}")
         layers = [
             block(width if i else channels, width, batch_norm, pool=i < halvings, strides=strides)
-            for i in range(BLOCKS)
+            for i in range(blocks)
         ]
         size = (1, 1) if strides else (height // 2**halvings, wide // 2**halvings)
         if strides:
@@ -52,24 +50,6 @@ class Conv4(nn.Sequential):
         self.out_dim = prod(self.out_shape)
         # Channels last is the layout that fast convolutions use; the activations follow suit.
         self.to(memory_format=torch.channels_last)
-
-
-class Conv2d(nn.Conv2d):
-    """A convolution whose maps lie in memory pixel by pixel, under torch.vmap too.
-
-    There the convolutions of many tasks come out task by task within an image, and pooling that is
-    many times slower.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-class Mean(nn.Module):
-    """The mean of each map: [N, C, H, W] -> [N, C, 1, 1]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3), keepdim=True)
 
 
 def block(channels: int, width: int, batch_norm: str, *, pool: bool, strides: bool) -> nn.Module:

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from metarun.backbones.batch_norm import mode_of, statistics_from
+from metarun.backbones.layer_norm import is_wrong_in_inner_loops
 from metarun.episodes import Episodes
 from metarun.errors import UserError
 from metarun.functional.embedding import real_examples
@@ -154,9 +155,14 @@ def refuse_running_statistics(backbone: nn.Module) -> None:
 
 
 def refuse_torchs_batch_norm(backbone: nn.Module) -> None:
-    """Raise UserError for a layer of torch's: its second derivatives are wrong under vmap."""
+    """Raise UserError for a norm of torch's: its second derivatives are wrong under vmap."""
     if any(isinstance(module, _BatchNorm) for module in backbone.modules()):
         raise UserError(
             "backbone: torch's batch norm gives wrong gradients in an inner loop: "
-            "use metarun.backbones.batch_norm.BatchNorm"
+            "use metarun.backbones.batch_norm.BatchNorm, or a network without any"
+        )
+    if any(is_wrong_in_inner_loops(module) for module in backbone.modules()):
+        raise UserError(
+            "backbone: torch's layer norm gives wrong gradients in an inner loop: "
+            "use metarun.backbones.layer_norm.LayerNorm"
         )

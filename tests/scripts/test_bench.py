@@ -22,7 +22,7 @@ import bench_cases  # noqa: E402
 from bench_worker import Clock  # noqa: E402
 
 TINY = (6, 8, (2, 16, 16))  # classes, examples of each, shape
-TASK = "way=3 shot=2 query=4 sampler.query=4 sampler.tasks=2 backbone.width=4 device=cpu"
+TASK = "way=3 shot=2 query=4 sampler.query=4 sampler.tasks=2 device=cpu"
 
 
 @pytest.fixture
@@ -31,7 +31,8 @@ def composed(monkeypatch):
 
     def config(line):
         monkeypatch.setitem(bench_cases.IMAGES, "tiny", TINY)
-        monkeypatch.setitem(bench_cases.CASES, "tiny", ("tiny", f"{line} {TASK}"))
+        small = "" if "widths" in line else "backbone.width=4"
+        monkeypatch.setitem(bench_cases.CASES, "tiny", ("tiny", f"{line} {TASK} {small}"))
         return bench_cases.composed("tiny", [])
 
     return config
@@ -45,7 +46,10 @@ def counted(work) -> int:
     return sum(flop for operation, flop in total.items() if "convolution" in str(operation))
 
 
-@pytest.mark.parametrize("line", ["algo=protonet", "algo=matching", "algo=anil"])
+RESNET12 = "algo=protonet backbone=resnet12 backbone.widths=[4,6,8,9]"
+
+
+@pytest.mark.parametrize("line", ["algo=protonet", "algo=matching", "algo=anil", RESNET12])
 def test_arithmetic_of_a_step_is_what_torch_counts(composed, line):
     config = composed(line)
     parts = experiment.build_parts(config)

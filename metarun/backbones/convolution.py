@@ -1,0 +1,41 @@
+"""What the convolutional networks have in common: images in, maps that lie pixel by pixel."""
+
+from torch import Tensor, nn
+
+from metarun.errors import UserError
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution whose maps lie in memory pixel by pixel, under torch.vmap too.
+
+    There the convolutions of many tasks come out task by task within an image, and pooling that is
+    many times slower.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+class Mean(nn.Module):
+    """The mean of each map: [N, C, H, W] -> [N, C, 1, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3), keepdim=True)
+
+
+def image_shape(input_shape: tuple[int, ...], least: int, network: str) -> tuple[int, int, int]:
+    """Channels, height and width. Raises UserError unless they are those of images from
+    `least` × `least` on, which is what `network` takes."""
+    if len(input_shape) != 3 or min(input_shape[1:]) < least:
+        raise UserError(
+            f"{network} takes images of at least {least}×{least}, not examples of shape "
+            f"{list(input_shape)}: raise data.size, or use backbone=mlp"
+        )
+    channels, height, wide = input_shape
+    return channels, height, wide
+
+
+def initialise(layer: nn.Module) -> None:
+    """Draws a convolution's weights as He et al. 2015 do, by its filters' count (eq. 14)."""
+    if isinstance(layer, nn.Conv2d):
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
