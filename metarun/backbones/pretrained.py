@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torchvision import models
+from torchvision.ops import StochasticDepth
 
 from metarun.backbones.convolution import Mean, image_shape
 from metarun.backbones.layer_norm import ScaledApart, is_wrong_in_inner_loops
@@ -24,7 +26,7 @@ class Pretrained(nn.Module):
 
     Batch norm stays torch's own: running statistics in tests, and no inner loops. Without any the
     network can be differentiated twice for many tasks at once, for which layers that torch gets
-    wrong there, or slow, are replaced by equal ones. `name` is what the user calls it.
+    wrong there, or slow, or refuses, are replaced by equal ones. `name` is what the user calls it.
     """
 
     def __init__(self, network: nn.Module, input_shape: tuple[int, ...], name: str):
@@ -58,6 +60,20 @@ class Pretrained(nn.Module):
         return features.flatten(1).shape[1]
 
 
+class DropExamples(nn.Module):
+    """Stochastic depth (Huang et al. 2016), each example by itself, under torch.vmap too."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.rate:
+            return x
+        kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * kept / (1 - self.rate)
+
+
 def from_torchvision(
     input_shape: tuple[int, ...], name: str, weights: str | None, batch_norm: str = "running"
 ) -> Pretrained:
@@ -67,8 +83,6 @@ def from_torchvision(
     "IMAGENET1K_V2", …), or None for none. Whichever mode of batch norm the algorithm asks for, the
     model keeps its own. Raises UserError when there is no such model, or no such weights.
     """
-    from torchvision import models
-
     names = models.list_models(module=models)
     if name not in names:
         raise unknown(name, names, "torchvision")
@@ -116,7 +130,7 @@ def from_timm(
 
 
 def replace_layers(network: nn.Module) -> None:
-    """Put equal layers in the place of those that are wrong or slow in an inner loop."""
+    """Put equal layers in the place of those that are wrong, slow or refused in an inner loop."""
     for parent in list(network.modules()):
         for name, layer in parent.named_children():
             if isinstance(layer, nn.LayerNorm) and is_wrong_in_inner_loops(layer):
@@ -124,6 +138,8 @@ def replace_layers(network: nn.Module) -> None:
                 setattr(parent, name, ScaledApart(layer, dim))
             elif isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
                 setattr(parent, name, Mean())
+            elif isinstance(layer, StochasticDepth):  # of examples, as in all classifiers
+                setattr(parent, name, DropExamples(layer.p))
 
 
 def fetched(weights: Any, name: str) -> dict[str, Tensor]:

@@ -12,10 +12,17 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.swin_transformer import SwinTransformer
+from torchvision.ops import StochasticDepth
 
 from metarun.backbones import pretrained
 from metarun.backbones.layer_norm import LayerNorm
-from metarun.backbones.pretrained import Pretrained, from_timm, from_torchvision
+from metarun.backbones.pretrained import (
+    DropExamples,
+    Pretrained,
+    from_timm,
+    from_torchvision,
+    replace_layers,
+)
 from metarun.errors import UserError
 from metarun.functional.inner_loop import refuse_running_statistics
 
@@ -178,6 +185,23 @@ def test_inner_loops_without_batch_norm(name, training):
         loss(moved, x[task, 4:], y[4:]).backward()
         for n, p in alone.items():
             torch.testing.assert_close(params[n].grad[task], p.grad, rtol=0, atol=1e-9)
+
+
+def test_stochastic_depth():
+    """Whole examples are lost, each task's own, as often as asked; the rest makes good for them."""
+    torch.manual_seed(0)
+    drop, x = DropExamples(0.25), torch.ones(40, 100, 2, 3)
+    z = torch.vmap(drop, randomness="different")(x)
+    kept = z[:, :, 0, 0] != 0
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.03)
+    assert len(kept.unique(dim=0)) == 40
+    torch.testing.assert_close(z, kept[..., None, None] / 0.75 * x)
+    assert torch.equal(drop.eval()(x), x)
+    convnext = torchvision.models.get_model("convnext_tiny")
+    rates = [m.p for m in convnext.modules() if isinstance(m, StochasticDepth)]
+    replace_layers(convnext)
+    assert [m.rate for m in convnext.modules() if isinstance(m, DropExamples)] == rates
+    assert max(rates) > 0
 
 
 def test_timm_is_asked_for_where_it_is_missing(monkeypatch):
