@@ -32,7 +32,7 @@ PICTURES = 600  # of each class
 CSV_FOLDERS = ("", "split", "splits", "splits/ravi", "csv_files", "images")
 CACHES = (  # names of files, without regard to large and small letters
     r"mini[-_]?imagenet[-_]cache[-_]{split}\.(pkl|pickle)",
-    r"miniimagenet_category_split_(train_phase_)?{split}\.(pkl|pickle|npz)",
+    r"miniimagenet_category_split_(train_phase_(?=train))?{split}\.(pkl|pickle|npz)",
 )
 
 # The classes of each split. The pictures of a class are counted from 1 in the order of their
