@@ -23,7 +23,7 @@ TARGETS = (
 )
 
 CHOICES = {
-    "mode": ("train", "test"),
+    "mode": ("train", "test", "prepare", "verify"),
     "resume": ("none", "auto"),
     "device.precision": ("fp32", "tf32", "bf16"),
     "tracker.mode": ("auto", "online", "offline", "disabled"),
@@ -114,7 +114,7 @@ def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -
     if "/" in run_name or run_name.strip(". ") == "":
         raise UserError(f"name={run_name}: not a folder's name; hydra.run.dir=DIR sets a path")
     saved = config["checkpoint"]
-    if config["mode"] == "train" and saved:
+    if config["mode"] != "test" and saved:
         raise UserError("checkpoint= goes with mode=test; to go on training, name=NAME resume=auto")
     if saved and not Path(str(saved)).expanduser().is_file():
         raise UserError(f"checkpoint={saved}: there is no such file")

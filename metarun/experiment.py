@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from metarun import checkpoint, report, runfolder
 from metarun.confidence import mean_and_ci95
 from metarun.config import differences, is_allowed, targets
+from metarun.data import store
 from metarun.device import Device, choose
 from metarun.episodes import Episodes
 from metarun.errors import Interrupted, UserError
@@ -109,6 +110,18 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
             finally:
                 trackers.close()
         return results
+
+
+def prepare(config: DictConfig, name: str) -> str:
+    """What the data is, in a few lines, once it is prepared (mode=prepare) or found sound
+    (mode=verify); raises UserError when it cannot be had, or is not."""
+    refuse_foreign_targets(config, "data")
+    before, started = store.task.set(config.mode), time.monotonic()
+    try:
+        data = build(config, "data")
+    finally:
+        store.task.reset(before)
+    return report.prepared(config.mode, name, data, time.monotonic() - started)
 
 
 def is_done(earlier: dict[str, Any], config: DictConfig) -> bool:

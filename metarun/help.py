@@ -11,6 +11,7 @@ metarun: a config in, a number with its confidence interval out
   metarun data=image_folder data.root=DIR     your own pictures, a folder a class
   metarun -m seed=0,1,2                       a sweep
   metarun mode=test checkpoint=RUN_FOLDER/checkpoints/best.pt
+  metarun mode=prepare data=omniglot          fetch, check and prepare data; mode=verify checks it
   metarun name=NAME resume=auto               go on with an interrupted run
   metarun algo=NAME --help                    the keys of that choice
 

@@ -10,6 +10,7 @@ from urllib.request import Request, urlopen
 
 from filelock import FileLock
 
+from metarun.data.store import task
 from metarun.errors import UserError
 from metarun.tracking.progress import track
 
@@ -24,6 +25,8 @@ def download(url: str, path: Path, md5: str) -> None:
     the file by hand, when the network or the folder fails or the content is another.
     """
     part = path.with_name(path.name + ".part")
+    if task.get() == "verify":
+        raise UserError(f"{path} is missing: metarun mode=prepare fetches it")
     by_hand = f"fetch {url} on a machine with network and put it in {path.parent}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
