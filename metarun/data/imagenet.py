@@ -4,7 +4,6 @@ ImageNet may not be redistributed, so nothing is fetched: what is there is looke
 that the forms in use have. A class is named by its WordNet number (n01532829).
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -17,7 +16,7 @@ import PIL
 
 from metarun.data.pictures import decode, picture_splits
 from metarun.data.split import Split
-from metarun.data.store import SPLITS, DataSet, data_folder, prepare
+from metarun.data.store import SPLITS, DataSet, data_folder, prepare, sha256
 from metarun.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -133,6 +132,11 @@ def pictures_in(folder: Path, classes: set[str]) -> dict[str, list[str]]:
     return found
 
 
+def stem(path: str) -> str:
+    """The file's name without folders and ending; much faster than pathlib's, for many files."""
+    return os.path.splitext(os.path.basename(path))[0]
+
+
 def picture_source(splits: Mapping[str, Pictures], size: int) -> Source:
     """The form of pictures in files."""
     return Source(
@@ -143,12 +147,11 @@ def picture_source(splits: Mapping[str, Pictures], size: int) -> Source:
 
 def fingerprint(folder: Path, files: Iterable[str]) -> str:
     """SHA-256 of name, size and time of change of every file, with names from `folder` on."""
-    digest = hashlib.sha256()
-    start = len(str(folder))
+    start, lines = len(str(folder)), []
     for path in files:
         about = os.stat(path)
-        digest.update(f"{path[start:]}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+        lines.append(f"{path[start:]}\0{about.st_size}\0{about.st_mtime_ns}\n")
+    return sha256("".join(lines).encode(errors="surrogateescape"))
 
 
 def refuse_other_classes(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from metarun.data import imagenet
-from metarun.data.imagenet import Source
+from metarun.data.imagenet import Source, stem
 from metarun.data.labelled_arrays import (
     Labelled,
     first_of,
@@ -100,9 +100,12 @@ def csv_list(path: Path, split: str) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            for row in csv.DictReader(file):
-                names.setdefault(row["label"].strip(), []).append(Path(row["filename"]).stem)
-    except (KeyError, TypeError, AttributeError, ValueError, csv.Error):
+            rows = csv.reader(file)
+            heads = next(rows)
+            filename, label = heads.index("filename"), heads.index("label")
+            for row in rows:
+                names.setdefault(row[label].strip(), []).append(stem(row[filename]))
+    except (StopIteration, IndexError, ValueError, csv.Error):
         raise UserError(f"{path} must be a CSV file with the columns filename and label") from None
     imagenet.refuse_other_classes(path, split, names, CLASSES)
     return names
@@ -110,21 +113,18 @@ def csv_list(path: Path, split: str) -> dict[str, list[str]]:
 
 def chosen(wnid: str, paths: list[str], names: list[str]) -> list[str]:
     """Those of a class's pictures that the names mean; all of them when none can be told."""
-    by_stem = {Path(path).stem: path for path in paths}
+    by_stem = {stem(path): path for path in paths}
     if there := [by_stem[name] for name in names if name in by_stem]:
         return there
     # ImageNet's own names, n01532829_123.JPEG: the lists count them in the order of their numbers.
-    numbered = {int(stem[10:]): path for stem, path in by_stem.items() if own_name(wnid, stem)}
+    own_name = re.compile(rf"{wnid}_(\d+)")
+    matches = map(own_name.fullmatch, by_stem)
+    numbered = {int(found[1]): by_stem[found[0]] for found in matches if found}
     in_order = [numbered[number] for number in sorted(numbered)]
     places = [int(name[9:]) for name in names if re.fullmatch(r"\d+", name[9:])]
     if places and min(places) >= 1 and max(places) <= len(in_order):
         return [in_order[n - 1] for n in places]
     return paths
-
-
-def own_name(wnid: str, stem: str) -> bool:
-    """Whether the picture has the name that ImageNet gave it."""
-    return re.fullmatch(rf"{wnid}_\d+", stem) is not None
 
 
 def caches(size: int, place: Path) -> Source | None:

@@ -8,12 +8,12 @@ import numpy as np
 from metarun.data import miniimagenet
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import prepare_speed as script  # noqa: E402
+import prepare_speed as script
 
 
 def test_every_layout_holds_the_same_pictures(tmp_path, monkeypatch):
     """But for what JPEG loses; pictures of two classes are 60 apart."""
-    monkeypatch.setenv("METARUN_DATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("METARUN_DATA", str(tmp_path / "prepared"))
     for layout in script.LAYOUTS:
         script.make(layout, str(tmp_path), "2")
         assert [path.name for path in tmp_path.iterdir() if path.suffix == ".part"] == []
