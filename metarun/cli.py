@@ -41,10 +41,10 @@ def conf_folder() -> Path:
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
-def job(config: DictConfig) -> float:
+def job(config: DictConfig) -> float | None:
     """One run; its test accuracy (or error), for sweepers that look for the best."""
     load_torch()  # when work starts, not before
-    from metarun import embed, experiment
+    from metarun import embed, experiment, runfolder
 
     hydra_config = HydraConfig.get()
     choices = hydra_config.runtime.choices
@@ -59,6 +59,10 @@ def job(config: DictConfig) -> float:
     folder = Path(hydra_config.runtime.output_dir)
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     try:
+        if config.mode in ("prepare", "verify"):
+            runfolder.remove_empty(folder)  # Hydra made it
+            print(experiment.prepare(config, names["data"]))
+            return None
         run = embed.run if config.mode == "embed" else experiment.run
         results = run(config, folder, {**names, "sweep": sweep}, texts)
     except Interrupted as stopped:

@@ -23,7 +23,7 @@ TARGETS = (
 )
 
 CHOICES = {
-    "mode": ("train", "test", "embed"),
+    "mode": ("train", "test", "embed", "prepare", "verify"),
     "resume": ("none", "auto"),
     "data.crop": ("none", "box"),
     "device.precision": ("fp32", "tf32", "bf16"),
@@ -133,7 +133,7 @@ def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -
     if "/" in run_name or run_name.strip(". ") == "":
         raise UserError(f"name={run_name}: not a folder's name; hydra.run.dir=DIR sets a path")
     saved = config["checkpoint"]
-    if config["mode"] == "train" and saved:
+    if config["mode"] not in ("test", "embed") and saved:
         raise UserError(
             "checkpoint= goes with mode=test or embed; to go on training, name=NAME resume=auto"
         )

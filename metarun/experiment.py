@@ -23,6 +23,7 @@ from metarun import checkpoint, report, runfolder
 from metarun.augment.sequence import Augment
 from metarun.confidence import mean_and_ci95, mean_of_means
 from metarun.config import differences, is_allowed, targets
+from metarun.data import store
 from metarun.data.mixture import Mixture
 from metarun.device import Device, choose
 from metarun.episodes import PADDING, Episodes
@@ -121,6 +122,18 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
             finally:
                 trackers.close()
         return results
+
+
+def prepare(config: DictConfig, name: str) -> str:
+    """What the data is, in a few lines, once it is prepared (mode=prepare) or found sound
+    (mode=verify); raises UserError when it cannot be had, or is not."""
+    refuse_foreign_targets(config, "data")
+    before, started = store.task.set(config.mode), time.monotonic()
+    try:
+        data = build(config, "data")
+    finally:
+        store.task.reset(before)
+    return report.prepared(config.mode, name, data, time.monotonic() - started)
 
 
 def is_done(earlier: dict[str, Any], config: DictConfig) -> bool:

@@ -13,6 +13,7 @@ metarun: a config in, a number with its confidence interval out
   metarun mode=test checkpoint=RUN_FOLDER/checkpoints/best.pt
   metarun mode=embed checkpoint=RUN_FOLDER/checkpoints/best.pt to=DIR
   metarun data=features data.root=DIR         any head on the features so stored
+  metarun mode=prepare data=omniglot          fetch, check and prepare data; mode=verify checks it
   metarun name=NAME resume=auto               go on with an interrupted run
   metarun algo=NAME --help                    the keys of that choice
 

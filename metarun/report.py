@@ -8,8 +8,11 @@ from torch import nn
 from torch.func import functional_call
 
 from metarun.backbones.batch_norm import modes_of
+from metarun.data.mixture import MixtureData
+from metarun.data.store import DataSet
 from metarun.device import Device
 from metarun.interfaces import Algorithm, Data
+from metarun.tracking.console import aligned
 from metarun.train import Progress
 
 
@@ -43,6 +46,31 @@ def header(
     else:
         rows["checkpoint"] = config["checkpoint"]
     return rows
+
+
+def prepared(mode: str, name: str, data: Data, seconds: float) -> str:
+    """What mode=prepare or mode=verify says of data that is as it should be."""
+    if isinstance(data, MixtureData):
+        each = data.sources.items()
+        return "\n\n".join(prepared(mode, source, of_source, seconds) for source, of_source in each)
+    if not isinstance(data, DataSet):
+        return f"data={name} has no files, it is drawn when it is needed: nothing to {mode}"
+    facts, some = data.facts(), data.outlines["train"].input_shape
+    rows = {
+        "data": name if mode == "prepare" else f"{name}, ok: the source and the prepared files",
+        **{part: by_split(facts[part]) for part in ("classes", "examples")},
+        "example": "×".join(map(str, some)),
+        "checksum": data.checksum,
+        "folder": str(next(iter(data.files.values())).parent),
+        "bytes": f"{data.bytes():,}",
+        "seconds": f"{seconds:.1f}",
+    }
+    return aligned(rows)
+
+
+def by_split(counts: dict[str, int]) -> str:
+    """As 64 / 16 / 20 (train / val / test)."""
+    return f"{' / '.join(map(str, counts.values()))} ({' / '.join(counts)})"
 
 
 def task_kind(task: dict[str, Any], metric: str) -> str:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,14 @@ def claimed(folder: Path) -> Iterator[None]:
             (folder / ".lock").unlink(missing_ok=True)
             folder.rmdir()
         lock.release()
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove the folder, and those above it as far as a relative path names them, if empty."""
+    with suppress(OSError):  # one that is not empty
+        folder.rmdir()
+        for above in folder.parents if not folder.is_absolute() else []:
+            above.rmdir()
 
 
 def results(folder: Path) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """What a user types, and what the answer is when it cannot be."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -40,11 +41,15 @@ EXPERIMENTS = sorted(
         ("device.name=tpu", "device.name=tpu: choose auto, cpu, cuda or cuda:NUMBER"),
         ("data=cub data.crop=boxed", "data.crop=boxed: choose one of none, box, did you mean box?"),
         ("tracker.mode=offlne", "did you mean offline?"),
-        ("mode=tset", "mode=tset: choose one of train, test, embed, did you mean test?"),
+        (
+            "mode=tset",
+            "mode=tset: choose one of train, test, embed, prepare, verify, did you mean test?",
+        ),
         ("mode=test", "mode=test: say which model, checkpoint="),
         ("mode=test checkpoint=none.pt", "checkpoint=none.pt: there is no such file"),
         ("checkpoint=some.pt", "checkpoint= goes with mode=test"),
         ("to=folder", "to= goes with mode=embed"),
+        ("mode=prepare checkpoint=some.pt", "checkpoint= goes with mode=test"),
         ("name=a/b", "name=a/b: not a folder's name"),
         ("~train", "train.steps: it cannot be left out"),
         ("train", "train: cannot be read: write key=value"),
@@ -118,6 +123,56 @@ def test_refused_before_training(metarun, typed, said):
     text = metarun.error(*metarun.data, *typed.split(), "hydra.run.dir=outputs/run")
     assert said in text
     assert not (metarun.folder / "outputs/run").exists()
+
+
+def test_prepare_and_verify(metarun, capsys):
+    """Both tell which data is there, and train nothing; verify makes nothing."""
+    told = metarun.error(*metarun.data, "data.size=17", "mode=verify")
+    assert told.startswith("data=image_folder is not prepared")
+    assert "metarun mode=prepare data=image_folder" in told
+    capsys.readouterr()
+    shown = {}
+    for mode in ("prepare", "verify"):
+        metarun.main(*metarun.data, "data.size=17", f"mode={mode}")
+        lines = capsys.readouterr().out.splitlines()
+        shown[mode] = dict(line.split(maxsplit=1) for line in lines)
+        assert shown[mode]["classes"] == "64 / 21 / 21 (train / val / test)"
+        assert shown[mode]["examples"] == "1280 / 420 / 420 (train / val / test)"
+        assert shown[mode]["example"] == "1×17×17"
+        assert float(shown[mode]["seconds"]) >= 0
+    folder = Path(shown["prepare"]["folder"])
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert shown["verify"]["bytes"] == shown["prepare"]["bytes"] == f"{size:,}"
+    assert shown["verify"]["checksum"] == shown["prepare"]["checksum"]
+    assert shown["verify"]["data"].startswith("image_folder, ok")
+    path = folder / "val.safetensors"
+    content, about = path.read_bytes(), path.stat()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    told = metarun.error(*metarun.data, "data.size=17", "mode=verify")
+    assert told.startswith(f"{path} is damaged: metarun mode=prepare data=image_folder")
+    metarun.main(*metarun.data, "data.size=17", "mode=prepare")
+    metarun.main(*metarun.data, "data.size=17", "mode=verify")
+    assert list(metarun.folder.iterdir()) == [], "no run folder"
+
+
+@pytest.mark.parametrize("mode", ["prepare", "verify"])
+def test_functions_have_nothing_to_prepare(metarun, capsys, mode):
+    metarun.main("data=sinusoid", f"mode={mode}")
+    text = capsys.readouterr().out
+    assert text == f"data=sinusoid has no files, it is drawn when it is needed: nothing to {mode}\n"
+    assert list(metarun.folder.iterdir()) == []
+
+
+def test_letters_are_prepared(metarun, capsys):
+    metarun.main("data=glyphs", "mode=prepare")
+    assert "data      glyphs\n" in capsys.readouterr().out
+
+
+def test_verify_fetches_nothing(metarun):
+    told = metarun.error("data=omniglot", f"data.root={metarun.folder}", "mode=verify")
+    assert told.endswith("images_background.zip is missing: metarun mode=prepare fetches it")
+    assert list(metarun.folder.iterdir()) == []
 
 
 def test_a_classifier_is_refused_a_regression(metarun):

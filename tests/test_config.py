@@ -136,7 +136,11 @@ def test_bounds(key, value, lowest):
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("mode", "tran", "mode=tran: choose one of train, test, embed, did you mean train?"),
+        (
+            "mode",
+            "tran",
+            "mode=tran: choose one of train, test, embed, prepare, verify, did you mean train?",
+        ),
         ("resume", "never", "resume=never: choose one of none, auto"),
         ("device.precision", "fp16", "device.precision=fp16: choose one of fp32, tf32, bf16"),
         ("tracker.mode", "of", "tracker.mode=of: choose one of auto, online, offline, disabled"),

@@ -10,6 +10,7 @@ from urllib.request import Request, urlopen
 
 from filelock import FileLock
 
+from metarun.data.store import task
 from metarun.errors import UserError
 from metarun.tracking.progress import track
 
@@ -24,6 +25,8 @@ def download(urls: str | Sequence[str], path: Path, md5: str | None) -> None:
     continued. Raises UserError, which tells how to fetch the file by hand, when the folder fails,
     or for every mirror the network does or the content is another.
     """
+    if task.get() == "verify":
+        raise UserError(f"{path} is missing: metarun mode=prepare fetches it")
     mirrors = [urls] if isinstance(urls, str) else urls
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
 """Pictures from files to splits: decoded in threads, straight into one tensor a split."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from metarun.data.large_array import large_array
 from metarun.data.split import Split, as_split
 from metarun.data.statistics import channel_statistics
 from metarun.errors import UserError
@@ -18,8 +20,10 @@ from metarun.tracking.progress import track
 
 log = logging.getLogger(__name__)
 
+AHEAD = 1000  # pictures that may wait to be taken
 SHOWN = 5  # names of files in one message
 
+Picture = TypeVar("Picture")
 Source = TypeVar("Source")  # where a picture is: a path, a name in an archive, its bytes
 
 
@@ -38,7 +42,7 @@ def picture_splits(
     every = [s for classes in splits.values() for sources in classes.values() for s in sources]
     pool = ThreadPoolExecutor()  # threads: Pillow decodes and resizes without Python's lock
     try:
-        pictures = track(pool.map(read, every), "Reading pictures", len(every))
+        pictures = track(in_order(pool, read, every), "Reading pictures", len(every))
         filled = {split: fill(classes, iter(pictures)) for split, classes in splits.items()}
     finally:
         pool.shutdown(cancel_futures=True)  # on Ctrl-C, do not read the rest first
@@ -57,6 +61,19 @@ def picture_splits(
     }
 
 
+def in_order(
+    pool: ThreadPoolExecutor, read: Callable[[Source], Picture], sources: Iterable[Source]
+) -> Iterator[Picture]:
+    """What `read` gives for each source, computed some way ahead but not all at once."""
+    waiting: deque[Future[Picture]] = deque()
+    for source in sources:
+        waiting.append(pool.submit(read, source))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
 def fill(
     classes: Mapping[str, Sequence[Source]], pictures: Iterator[np.ndarray | None]
 ) -> tuple[Tensor, Tensor, list[Source]]:
@@ -70,7 +87,7 @@ def fill(
                 missing.append(source)
                 continue
             if not row:
-                x = np.empty((sum(map(len, classes.values())), *picture.shape), np.uint8)
+                x = large_array((sum(map(len, classes.values())), *picture.shape))
             x[row] = picture
             row += 1
         if row == first_row[-1]:

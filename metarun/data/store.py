@@ -2,13 +2,17 @@
 
 Preparing happens once, into the cache folder. A file appears whole or not at all, two processes
 that start on an empty cache take turns, and a file that does not match its checksum is made again.
+A file is hashed when it is made, when it has changed since it was last hashed, and when asked for
+(mode=prepare and mode=verify): hashing a gigabyte at every start would take longer than the start.
 """
 
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,11 @@ from metarun.errors import UserError
 
 FORMAT = "1"  # of the prepared files; part of the folder's name
 SPLITS = ("train", "val", "test")
+TICK = 0.02  # seconds, longer than a file system's clock stands still
+
+# What is asked for: "run" takes prepared data as it was last found sound, and makes it if need be;
+# "prepare" hashes it first; "verify" hashes it, and neither makes nor fetches anything.
+task: ContextVar[str] = ContextVar("task", default="run")
 
 
 def data_folder() -> Path:
@@ -73,6 +82,10 @@ class DataSet:
         stored = metadata(self.files["train"])
         return {"made_from": json.loads(stored["made_from"])} if "made_from" in stored else {}
 
+    def bytes(self) -> int:
+        """What the prepared files take on the disk."""
+        return sum(path.stat().st_size for path in self.files.values())
+
     def summary(self) -> str:
         """One line for the console."""
         classes = " / ".join(str(len(outline.classes)) for outline in self.outlines.values())
@@ -86,6 +99,8 @@ def prepare(name: str, key: str, build: Callable[[], dict[str, Split]]) -> DataS
     """
     folder = data_folder() / "prepared" / f"{name}-{sha256(FORMAT.encode(), key.encode())[:16]}"
     files = {split: folder / f"{split}.safetensors" for split in SPLITS}
+    if task.get() == "verify":
+        refuse_unsound(name, files.values())
     if all(is_sound(path) for path in files.values()):  # a folder that is only read will do
         return DataSet(name, files)
     lock = FileLock(folder / "lock")
@@ -98,11 +113,11 @@ def prepare(name: str, key: str, build: Callable[[], dict[str, Split]]) -> DataS
             "set METARUN_DATA to a folder that can be written"
         ) from None
     try:
-        if not all(
-            is_sound(path) for path in files.values()
-        ):  # another process may have been at it
+        # Another process may have been at it.
+        if not all(is_sound(path) for path in files.values()):
             for split, content in build().items():
                 write(files[split], content)
+                stamp(files[split], state(files[split]))
     finally:
         lock.release()
     return DataSet(name, files)
@@ -144,12 +159,57 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether `path` holds a whole split whose content matches its checksum."""
+    """Whether `path` holds a whole split whose content matches its checksum; it is hashed unless
+    the task is "run" and the file is as it was when it was last hashed."""
+    if task.get() == "run" and is_stamped(path):
+        return True
     try:
-        stored = metadata(path)
-        return checksum(read(path), stored["facts"]) == stored["checksum"]
+        seen, stored = state(path), metadata(path)
+        sound = checksum(read(path), stored["facts"]) == stored["checksum"]
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return False
+    if sound:
+        stamp(path, seen)
+    return sound
+
+
+def stamp(path: Path, seen: str) -> None:
+    """Note beside the file the state in which its content was right."""
+    with suppress(OSError):  # a folder that is only read
+        stamp_path(path).write_text(seen)
+        time.sleep(TICK)  # a change from now on has another time than what is noted
+
+
+def is_stamped(path: Path) -> bool:
+    """Whether the file is as it was when it was last found sound."""
+    try:
+        return stamp_path(path).read_text() == state(path)
+    except (OSError, ValueError):
+        return False
+
+
+def stamp_path(path: Path) -> Path:
+    """The note beside a prepared file."""
+    return path.with_suffix(".sound")
+
+
+def state(path: Path) -> str:
+    """What changes when the file does: its size, and when it and its entry were last changed."""
+    about = path.stat()
+    return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"
+
+
+def refuse_unsound(name: str, paths: Iterable[Path]) -> None:
+    """Raise UserError when the prepared files are not there, or one of them is damaged."""
+    again = f"metarun mode=prepare data={name}"
+    for path in paths:
+        if not path.exists():
+            raise UserError(
+                f"data={name} is not prepared, or its source or options are not those that it was "
+                f"prepared from: {again}, with the same data keys, prepares it"
+            )
+        if not is_sound(path):
+            raise UserError(f"{path} is damaged: {again}, with the same data keys, makes it again")
 
 
 def checksum(split: Split, facts: str) -> str:

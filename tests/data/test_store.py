@@ -78,6 +78,77 @@ def test_a_harmed_file_is_made_again(split, harm):
     assert torch.equal(again.open(split).x, some_splits()[split].x)
 
 
+class Counted:
+    """`function`, counting its calls."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        return self.function(*arguments)
+
+
+def test_hashed_again_only_after_a_change_or_when_asked_for(monkeypatch):
+    hashed = Counted(store.checksum)
+    monkeypatch.setattr(store, "checksum", hashed)
+    data = store.prepare("made", "key", some_splits)
+    assert hashed.calls == 3
+    store.prepare("made", "key", some_splits)
+    assert hashed.calls == 3
+    os.utime(data.files["val"])  # as after a copy: the same content
+    store.prepare("made", "key", some_splits)
+    assert hashed.calls == 4
+    store.prepare("made", "key", some_splits)
+    assert hashed.calls == 4
+    for asked in ("prepare", "verify"):
+        before = store.task.set(asked)
+        store.prepare("made", "key", some_splits)
+        store.task.reset(before)
+    assert hashed.calls == 4 + 3 + 2 * 3
+
+
+def test_a_change_that_keeps_size_and_time_is_noticed():
+    build = Builder()
+    path = store.prepare("made", "key", build).files["train"]
+    about, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    again = store.prepare("made", "key", build)
+    assert build.calls == 2
+    assert torch.equal(again.open("train").x, some_splits()["train"].x)
+
+
+def test_a_folder_that_is_only_read_is_hashed_each_time(monkeypatch):
+    """As one that another user has prepared, copied with other times."""
+    data = store.prepare("made", "key", some_splits)
+    for path in data.files.values():
+        store.stamp_path(path).unlink()
+        store.stamp_path(path).mkdir()  # nothing can be written there, root or not
+    hashed = Counted(store.checksum)
+    monkeypatch.setattr(store, "checksum", hashed)
+    assert store.prepare("made", "key", some_splits).checksum == data.checksum
+    assert hashed.calls == 3
+
+
+def test_verifying_makes_nothing(cache):
+    before = store.task.set("verify")
+    try:
+        with pytest.raises(UserError, match=r"data=made is not prepared.* metarun mode=prepare"):
+            store.prepare("made", "key", some_splits)
+        assert not cache.exists()
+        store.task.set("run")
+        data = store.prepare("made", "key", some_splits)
+        store.task.set("verify")
+        assert store.prepare("made", "key", some_splits).checksum == data.checksum
+        data.files["val"].write_bytes(b"spoilt")
+        with pytest.raises(UserError, match=r"val\.safetensors is damaged: metarun mode=prepare"):
+            store.prepare("made", "key", some_splits)
+        assert data.files["val"].read_bytes() == b"spoilt"
+    finally:
+        store.task.reset(before)
+
+
 def test_the_checksum_is_of_the_content():
     one = store.prepare("made", "key", some_splits)
 
