@@ -3,10 +3,13 @@
 import argparse
 import atexit
 import gc
+import math
 import os
 import re
 import shlex
 import sys
+import traceback
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,14 +26,34 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun import config as schema
+from metarun import runfolder
 from metarun.errors import Interrupted, UserError
 from metarun.help import choice_files, help_text
+from metarun.tables import cells
+from metarun.tables.asked import Asked, asked, record
+from metarun.tables.live import Watch
+from metarun.tracking import console
 
 BUILT = ("data", "augment", "sampler", "backbone", "algo", "optim", "schedule")  # with a _target_
 SOURCE = ("+data@data.sources.", "+data.sources.")  # what gives a mixture one more
 MANY = 20  # values of a swept key that are tried before the sweep starts
 # Hydra's own settings that could run or load something, or change what a run does.
 FIXED = ["callbacks", "job.env_set", "job.env_copy", "job.chdir", "job_logging", "hydra_logging"]
+
+
+def run_name(part: str = "", *, _root_: DictConfig) -> str:
+    """What `${run_name:}` in a sweep's job stands for: the run's folder within the sweep's.
+
+    `${run_name:table}` does not tell apart what only changes how a run computes.
+    """
+    keys = [str(key) for key in _root_ if key != "hydra"]
+    choices = _root_.hydra.runtime.choices
+    except_for = schema.UNSEEN if part == "table" else cells.UNNAMED
+    return cells.run_name(plain(OmegaConf.masked_copy(_root_, keys)), choices, except_for)
+
+
+# Here, where a launcher's worker finds it too, since it imports `job`.
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
 def conf_folder() -> Path:
@@ -44,7 +67,7 @@ def conf_folder() -> Path:
 def job(config: DictConfig) -> float | None:
     """One run; its test accuracy (or error), for sweepers that look for the best."""
     load_torch()  # when work starts, not before
-    from metarun import embed, experiment, runfolder
+    from metarun import embed, experiment
 
     hydra_config = HydraConfig.get()
     choices = hydra_config.runtime.choices
@@ -58,6 +81,7 @@ def job(config: DictConfig) -> float | None:
     }
     folder = Path(hydra_config.runtime.output_dir)
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
     try:
         if config.mode in ("prepare", "verify"):
             runfolder.remove_empty(folder)  # Hydra made it
@@ -66,14 +90,29 @@ def job(config: DictConfig) -> float | None:
         run = embed.run if config.mode == "embed" else experiment.run
         results = run(config, folder, {**names, "sweep": sweep}, texts)
     except Interrupted as stopped:
+        if in_sweep:
+            raise  # with which the sweep stops, and tells how to go on with it
         command = shlex.join(go_on(hydra_config, config.name, folder))
         raise Interrupted(f"{stopped}; go on with: {command}") from None
-    except UserError as error:
-        if not in_sweep:
+    except Exception as error:
+        if in_sweep:
+            tell_failure(error, folder, hydra_config.job.num)
+        elif isinstance(error, UserError):
             leave(str(error))
-        print(f"metarun: job {hydra_config.job.num}: {error}", file=sys.stderr)
-        raise  # the other jobs go on
+        raise  # of a sweep the other jobs go on
     return results["test"][results["test"]["metric"]] if "test" in results else 0.0
+
+
+def tell_failure(error: Exception, folder: Path, number: int) -> None:
+    """Say why a job of a sweep failed, at once and in the run's folder."""
+    if isinstance(error, UserError):
+        text = reason = str(error)
+    else:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        text = f"{reason}\n\n{''.join(traceback.format_exception(error))}"
+    if cells.read(folder).state not in ("finished", "running"):  # the folder is of this run
+        runfolder.write_text(folder / "error.txt", f"{text}\n")
+    print(f"metarun: job {number}: {reason}", file=sys.stderr)
 
 
 def load_torch() -> None:
@@ -99,8 +138,7 @@ def go_on(hydra_config: HydraConf, name: str, folder: Path) -> list[str]:
     config_dir = [word for path in mine for word in ("--config-dir", path)]
     again = [o for o in hydra_config.overrides.task if not o.startswith(("name=", "resume="))]
     command = ["metarun", *config_dir, *again, f"name={name}", "resume=auto"]
-    own_folder = any(o.startswith("hydra.run.dir=") for o in hydra_config.overrides.hydra)
-    if own_folder or hydra_config.mode == RunMode.MULTIRUN:
+    if any(o.startswith("hydra.run.dir=") for o in hydra_config.overrides.hydra):
         command.append(f"hydra.run.dir={folder}")
     return command
 
@@ -114,9 +152,14 @@ def main() -> None:
             folders = [conf_folder(), *map(Path, filter(None, [arguments.config_dir]))]
             print(help_text(folders, choices_of(arguments.overrides)))
             return
-        if not (arguments.shell_completion or arguments.hydra_help or arguments.info):
-            check(arguments.overrides, arguments.config_dir)
-        job()
+        if arguments.shell_completion or arguments.hydra_help or arguments.info:
+            job()
+            return
+        jobs = check(arguments.overrides, arguments.config_dir)
+        if arguments.multirun:
+            run_sweep(arguments, jobs)
+        else:
+            job()
     except UserError as error:
         leave(str(error))
     except MissingConfigException as error:
@@ -132,6 +175,7 @@ def main() -> None:
 def parsed_arguments() -> argparse.Namespace:
     """The options and overrides of sys.argv, which is put in an order that Hydra can read too."""
     arguments, later = get_args_parser().parse_known_args()
+    arguments.typed = sys.argv[1:]
     for word in later:
         if word.startswith("-"):
             raise UserError(f"{word}: there is no such option: see metarun --help")
@@ -145,8 +189,86 @@ def parsed_arguments() -> argparse.Namespace:
     options = [word for word in sys.argv[1:] if word not in given]
     folders = [conf_folder(), *map(Path, filter(None, [arguments.config_dir]))]
     arguments.overrides = [o for word in given for o in mixture_spelled_out(word, folders)]
+    arguments.table = table_spelled_out(arguments, folders)
+    if arguments.table:
+        arguments.overrides, arguments.multirun = arguments.table.overrides, True
+        options = [word for word in options if word not in ("-m", "--multirun")] + ["-m"]
+    if arguments.multirun and not any(o.startswith("name=") for o in arguments.overrides):
+        # One name for all jobs, which is known before they run.
+        arguments.overrides.append(f"name={datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
     sys.argv[1:] = [*options, *arguments.overrides]
     return arguments
+
+
+def table_spelled_out(arguments: argparse.Namespace, folders: list[Path]) -> Asked | None:
+    """The table that the overrides ask for, if any, as the sweep that it is."""
+    names = [o.removeprefix("table=") for o in arguments.overrides if o.startswith("table=")]
+    others = [o for o in arguments.overrides if not o.startswith("table=")]
+    if not names or names[-1] in ("", "null") or arguments.help:
+        return None
+    if arguments.cfg or arguments.info:
+        raise UserError("table= is many runs: experiment=NAME shows the config of one")
+    tables = choice_files(folders, "table")
+    if names[-1] not in tables:
+        raise UserError(missing_choice_of("table", names[-1], list(tables)))
+    return asked(names[-1], tables[names[-1]], others)
+
+
+def run_sweep(arguments: argparse.Namespace, values: list[list[str]]) -> None:
+    """The jobs of a multirun, `values` being those of each override, and what came of them.
+
+    Exits with code 1 if a run of a table failed, which its table then tells.
+    """
+    from metarun.tables import render, summary
+
+    table, failure = arguments.table, None
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        first = composed([each[0] for each in values], arguments.config_dir)
+        HydraConfig.instance().set_config(first)
+        folder, name = Path(first.hydra.sweep.dir), first.name
+        if table:
+            record(table, runs_of(table, values, arguments.config_dir))
+    with Watch(folder, math.prod(map(len, values))):
+        try:
+            job()
+        except KeyboardInterrupt as stopped:
+            again = [o for o in arguments.typed if not o.startswith(("name=", "resume="))]
+            command = [*again, *([] if table else [f"name={name}", "resume=auto"])]
+            text = f"{stopped or 'stopped'}; go on with: {shlex.join(['metarun', *command])}"
+            raise Interrupted(text) from None
+        except Exception as error:  # the first of them; each has been told
+            failure = error
+    told = render.write(folder) if table else summary.write(folder)
+    console.plain(f"\n{told}")
+    if failure and table:
+        sys.exit(1)
+    if failure:
+        raise failure
+
+
+def runs_of(table: Asked, values: list[list[str]], config_dir: str | None) -> list[dict[str, Any]]:
+    """The runs that make the cells of the table. Raises UserError for a sweep over other keys."""
+    swept: dict[str, list[str]] = {}
+    for each in values:
+        key = each[0].partition("=")[0]
+        swept[key] = [override.partition("=")[2] for override in each]
+        if len(each) > 1 and key not in ("experiment", "seed"):
+            raise UserError(f"{key}: table= sweeps over experiment= and seed= alone")
+    known = [cell["experiment"] for cell in table.definition["cells"]]
+    for experiment in swept["experiment"]:
+        if experiment not in known:
+            near = schema.nearest(experiment, known)
+            raise UserError(f"experiment={experiment}: not in table={table.name}{near}")
+
+    def compose(overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+        config = composed(overrides, config_dir)
+        choices = dict(config.hydra.runtime.choices)
+        HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            del config["hydra"]
+        return plain(config), choices
+
+    return table.runs(compose, swept["experiment"], list(map(int, swept["seed"])))
 
 
 def mixture_spelled_out(override: str, folders: list[Path]) -> list[str]:
@@ -182,10 +304,11 @@ def leave(text: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-def check(overrides: list[str], config_dir: str | None) -> None:
-    """Raise an error if a job of this command line would be refused, without loading torch.
+def check(overrides: list[str], config_dir: str | None) -> list[list[str]]:
+    """The values of each override, several in a sweep.
 
-    Of a sweep, the values of each key are tried once, beside the first values of the others.
+    Raises an error if a job would be refused, without loading torch. Of a sweep, the values of each
+    key are tried once, beside the first values of the others.
     """
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         parsed = OverridesParser.create().parse_overrides(overrides)
@@ -196,6 +319,7 @@ def check(overrides: list[str], config_dir: str | None) -> None:
         for i, values in enumerate(spelled):
             for value in values[1:MANY]:
                 check_job([*first[:i], value, *first[i + 1 :]], config_dir, shipped)
+    return spelled
 
 
 def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig) -> None:
@@ -203,29 +327,30 @@ def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig)
 
     `shipped` is the committed config without any override, Hydra's own settings included.
     """
-    added = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
     if config_dir and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir}: there is no such folder")
     for override in overrides:
         group, _, choice = override.partition("=")
-        if choice in ("", "null") and group != "experiment" and (conf_folder() / group).is_dir():
+        optional = group in ("experiment", "table")
+        if choice in ("", "null") and not optional and (conf_folder() / group).is_dir():
             raise UserError(f"{override}: a run needs one: see metarun --help")
-    composed = hydra.compose("config", [*overrides, *added], return_hydra_config=True)
-    choices = dict(composed.hydra.runtime.choices)
+    whole = composed(overrides, config_dir)
+    choices = dict(whole.hydra.runtime.choices)
     own = [f"{group}={choice}" for group, choice in choices.items() if is_ours(group)]
     sources = [override for override in overrides if override.startswith(SOURCE)]
-    committed = hydra.compose("config", [*own, *sources, *added])
-    refuse_foreign_code(composed.hydra, shipped.hydra)
-    HydraConfig.instance().set_config(composed)
-    refuse_unwritable(Path(composed.hydra.run.dir))
-    refuse_unwritable(Path(composed.hydra.sweep.dir))
-    with open_dict(composed):
-        del composed["hydra"]
+    committed = composed([*own, *sources], config_dir)
+    refuse_foreign_code(whole.hydra, shipped.hydra)
+    HydraConfig.instance().set_config(whole)
+    refuse_unwritable(Path(whole.hydra.run.dir))
+    refuse_unwritable(Path(whole.hydra.sweep.dir))
+    for config in (whole, committed):
+        with open_dict(config):
+            del config["hydra"]
     typed = [o.lstrip("+") for o in overrides if o.lstrip("+").startswith("plugins.allow=")]
     allowed = OmegaConf.from_dotlist(["plugins.allow=[]", *typed]).plugins.allow
     if not isinstance(allowed, ListConfig):
         raise UserError(f"{typed[-1]}: a list is needed, as in plugins.allow=[my_package]")
-    if OmegaConf.select(composed, "plugins.allow") != allowed:
+    if OmegaConf.select(whole, "plugins.allow") != allowed:
         raise UserError("plugins.allow: it can be given on the command line only")
     # A group's own keys are those of its file; no file adds keys elsewhere.
     grouped = plain(committed)
@@ -234,7 +359,13 @@ def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig)
     )
     reference = elsewhere | {key: grouped[key] for key in BUILT}
     reference["eval"] = elsewhere["eval"] | {"sampler": grouped["eval"]["sampler"]}
-    schema.check(plain(composed), reference, list(allowed))
+    schema.check(plain(whole), reference, list(allowed))
+
+
+def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
+    """The config of a job with these overrides, Hydra's own settings included."""
+    added = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+    return hydra.compose("config", [*overrides, *added], return_hydra_config=True)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -245,7 +376,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def is_ours(group: str) -> bool:
     """Whether the config group is one of metarun's, whose YAML is the schema of what it holds."""
-    return not group.startswith(("hydra/", "experiment", "data@"))
+    return not group.startswith(("hydra/", "experiment", "table", "data@"))
 
 
 def spelled_values(override: Override) -> list[str]:

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Z95 = 1.959964  # 97.5 % quantile of the normal distribution
 
 
-def mean_and_ci95(values: Tensor) -> tuple[float, float]:
+def mean_and_ci95(values: "Tensor") -> tuple[float, float]:
     """Mean of `values` [E] and the half-width of its 95 % confidence interval, 1.96 s / sqrt(E).
 
     s is the standard deviation with E - 1 in its denominator. One value alone has no interval:

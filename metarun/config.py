@@ -22,6 +22,12 @@ TARGETS = (
     "torchvision.transforms.",
 )
 
+# What a finished run's results do not depend on.
+UNSEEN = [
+    *("name", "resume", "plugins", "tracker", "data.root", "data.file", "train.log_every"),
+    *("device.name", "device.graph", "sampler.chunk", "algo.checkpoint_steps"),
+]
+
 CHOICES = {
     "mode": ("train", "test", "embed", "prepare", "verify"),
     "resume": ("none", "auto"),

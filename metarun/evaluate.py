@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from metarun.backbones.batch_norm import modes_of
 from metarun.data.functions import Functions as Family
 from metarun.data.split import Examples, stack_classes
 from metarun.device import Device
-from metarun.episodes import Episodes, Rows, gather, joined
+from metarun.episodes import PADDING, Episodes, Rows, gather, joined
 from metarun.functional.objective import merit, per_task
 from metarun.interfaces import Algorithm, TestSampler
 from metarun.samplers.functions import Functions
@@ -30,6 +31,10 @@ class FixedEpisodes(Protocol):
 
     def batch(self, rows: slice) -> Episodes:
         """Those of the tasks, on the device."""
+
+    @property
+    def disjoint(self) -> int:
+        """How many of the tasks have no example that an earlier one of these has."""
 
     @property
     def sha256(self) -> str:
@@ -74,6 +79,11 @@ class RowEpisodes:
         )
 
     @property
+    def disjoint(self) -> int:
+        """How many of the tasks have no example that an earlier one of these has."""
+        return disjoint(self.rows)
+
+    @property
     def sha256(self) -> str:
         """Hash of the rows and labels."""
         return digest(tensor for tensor in self.rows if isinstance(tensor, Tensor))
@@ -95,9 +105,27 @@ class FunctionEpisodes:
         return Episodes(support_x, support_y, query_x, query_y, way=1)
 
     @property
+    def disjoint(self) -> int:
+        """All of them: each function is drawn anew."""
+        return len(self)
+
+    @property
     def sha256(self) -> str:
         """Hash of the points."""
         return digest(self.tensors)
+
+
+def disjoint(rows: Rows) -> int:
+    """How many of the tasks, taken in their order, have no example of one taken before."""
+    examples = torch.cat([rows.support, rows.query], dim=1).numpy()  # [E, S + Q]
+    real = (torch.cat([rows.support_y, rows.query_y], dim=1) != PADDING).numpy()
+    taken, count = np.zeros(examples.max() + 1, dtype=bool), 0
+    for task, is_real in zip(examples, real, strict=True):
+        mine = task[is_real]
+        if not taken[mine].any():
+            taken[mine] = True
+            count += 1
+    return count
 
 
 def digest_of(several: Iterable[FixedEpisodes]) -> str:

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from metarun import checkpoint, report, runfolder
 from metarun.augment.sequence import Augment
 from metarun.confidence import mean_and_ci95, mean_of_means
-from metarun.config import differences, is_allowed, targets
+from metarun.config import UNSEEN, differences, is_allowed, targets
 from metarun.data import store
 from metarun.data.mixture import Mixture
 from metarun.device import Device, choose
@@ -47,12 +47,6 @@ from metarun.tracking.console import Console
 from metarun.tracking.trackers import Trackers
 from metarun.tracking.weights_and_biases import WeightsAndBiases
 from metarun.train import Plan, Progress, Training, fit
-
-# What a finished run's results do not depend on.
-UNSEEN = [
-    *("name", "resume", "plugins", "tracker", "data.root", "data.file", "train.log_every"),
-    *("device.name", "device.graph", "sampler.chunk", "algo.checkpoint_steps"),
-]
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # one kernel for a whole step
 
@@ -402,6 +396,7 @@ def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
         **({"sources": sources} if sources else {}),
         **plain(parts.config)["eval"],
         "batch_norm": report.batch_norm(parts.training.algorithm),
+        "disjoint_episodes": sum(of_source.disjoint for of_source in episodes.values()),
         "episodes_sha256": digest_of(episodes.values()),
     }
 
@@ -529,7 +524,7 @@ def start_trackers(
         project=str(tracker["project"]),
         group=str(tracker["group"] or names["sweep"]) or None,
         tags=[str(tag) for tag in tracker["tags"]],
-        name=folder.name,
+        name="/".join(folder.parts[-2:]) if names["sweep"] else folder.name,
         run_id=results["wandb_id"],
         history=jsonlines.read(folder / "metrics.jsonl") if resumed else [],
         artifact=tracker["artifact"],

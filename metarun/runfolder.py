@@ -20,7 +20,7 @@ def claimed(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.5)  # a look at who holds it takes less
     except Timeout:
         raise UserError(f"{folder} is in use by another process: choose another name=") from None
     try:
@@ -43,9 +43,22 @@ def remove_empty(folder: Path) -> None:
 def results(folder: Path) -> dict[str, Any] | None:
     """What results.json says of the run in this folder; None if no run has started here."""
     try:
-        return json.loads((folder / "results.json").read_text())
+        return read_json(folder / "results.json")
     except FileNotFoundError:
         return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of the file at `path`."""
+    return json.loads(path.read_text())
+
+
+def error(folder: Path) -> str:
+    """The first line of error.txt, which tells why the job of a sweep failed; "" without one."""
+    try:
+        return (folder / "error.txt").read_text().partition("\n")[0]
+    except FileNotFoundError:
+        return ""
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -91,7 +104,8 @@ def earlier(folder: Path, resume: str, mode: str) -> dict[str, Any] | None:
     """
     found = results(folder)
     if found is None:
-        ours = (".lock", "results.json.tmp")  # of a run that was killed before it began
+        # Of a run that was killed before it began, or could not.
+        ours = (".lock", "results.json.tmp", "error.txt", "error.txt.tmp")
         if any(path.name not in ours for path in folder.iterdir()):
             raise UserError(f"{folder} holds other files: choose another name=")
         return None

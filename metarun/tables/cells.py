@@ -1,0 +1,89 @@
+"""A sweep's runs on disk: which folder is whose, and how each of them stands."""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+
+import metarun
+from metarun import runfolder
+from metarun.config import flat
+
+# What the name of a run's folder does not tell in a sweep, which may compare even incidental keys.
+UNNAMED = ["name", "resume", "plugins", "tracker"]
+
+
+def run_name(config: dict[str, Any], choices: dict[str, Any], except_for: list[str]) -> str:
+    """A folder for the run of a sweep: the same for the same config, for another one another.
+
+    As in snell2017-omniglot_5way_1shot/seed0-1f3a5c7e. The digits are a hash of all keys but
+    `except_for`, and of metarun's version; `choices` are what the groups are chosen to be.
+    """
+    incidental = tuple(f"{key}." for key in except_for)
+    deciding = {k: v for k, v in flat(config).items() if not f"{k}.".startswith(incidental)}
+    text = json.dumps([metarun.__version__, deciding], sort_keys=True, default=str)
+    digits = hashlib.sha256(text.encode()).hexdigest()[:8]
+    what = choices.get("experiment") or f"{choices['data']}_{choices['algo']}"
+    return f"{str(what).replace('/', '-')}/seed{config['seed']}-{digits}"
+
+
+class Run(NamedTuple):
+    """A run's folder as it is now."""
+
+    folder: Path
+    state: str  # waiting, running, interrupted, failed, finished
+    results: dict[str, Any]  # of results.json; empty before the run began
+    error: str  # why it failed, in one line
+
+    @property
+    def value(self) -> float | None:
+        """The test figure, accuracy in [0, 1] or mean squared error, once there is one."""
+        test = self.results.get("test", {})
+        return test.get(test.get("metric"))
+
+    def episodes(self, measure: str | None = None) -> list[float]:
+        """The figure of each test episode, or of `measure`; of a run that is finished."""
+        path = self.folder / "episodes.csv"
+        name = measure or self.results["test"]["metric"]
+        with open(path, newline="") as file:
+            return [float(row[name]) for row in csv.DictReader(file)]
+
+
+def read(folder: Path) -> Run:
+    """The run in `folder`, whatever has become of it."""
+    results, error = runfolder.results(folder), runfolder.error(folder)
+    if results is None:
+        if error:
+            return Run(folder, "failed", {}, error)
+        return Run(folder, "running" if in_use(folder) else "waiting", {}, "")
+    state = results["status"]
+    if state != "finished" and in_use(folder):
+        return Run(folder, "running", results, "")
+    if error and state != "finished":
+        return Run(folder, "failed", results, error)
+    state = "interrupted" if state == "running" else state  # killed: it could not say so
+    return Run(folder, state, results, str(results.get("error", "")))
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process has the folder for its own."""
+    path = folder / ".lock"
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def below(sweep: Path) -> list[Run]:
+    """The runs of a sweep, in the order of their names."""
+    found = {path.parent for depth in ("*", "*/*") for path in sweep.glob(f"{depth}/results.json")}
+    found |= {path.parent for depth in ("*", "*/*") for path in sweep.glob(f"{depth}/error.txt")}
+    return [read(folder) for folder in sorted(found)]

@@ -1,0 +1,84 @@
+"""What the runs of one config and several seeds say together, and against the runs of another."""
+
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metarun.tables import statistics
+from metarun.tables.cells import Run
+
+
+class Figure(NamedTuple):
+    """A figure of finished runs that differ in the seed alone, with its 95 % half-widths.
+
+    Accuracies are in percent, squared errors as they are; a half-width is nan where there is too
+    little to tell.
+    """
+
+    mean: float
+    over_seeds: float
+    closed: float  # over episodes, drawn from the same examples: what papers report
+    open: float  # over episodes, for other examples (see statistics)
+    spread: float  # standard deviation over episodes
+    episodes: np.ndarray  # the figure of each [E], the mean of the seeds
+    disjoint: int | None  # how many of the episodes share no example
+    sha256: str  # of the episodes
+
+
+def figure(runs: list[Run], measure: str | None = None) -> Figure:
+    """The test's figure of these runs, or another `measure` of the test. They have one data set."""
+    name = measure or runs[0].results["test"]["metric"]
+    scale = 1 if name.startswith("mse") else 100
+    values = [scale * value(run, measure) for run in runs]
+    tests = [run.results["test"] for run in runs]
+    each = [scale * np.array(run.episodes(measure)) for run in runs]
+    alike = len({test["episodes_sha256"] for test in tests}) == 1
+    episodes = np.mean(each, axis=0) if alike else np.empty(0)
+    disjoint = min((test.get("disjoint_episodes") or 0 for test in tests), default=0) or None
+    return Figure(
+        float(np.mean(values)),
+        statistics.over_seeds(values),
+        statistics.closed(episodes),
+        statistics.open_(episodes, disjoint),
+        statistics.spread(episodes),
+        episodes,
+        disjoint,
+        tests[0]["episodes_sha256"] if alike else "",
+    )
+
+
+def value(run: Run, measure: str | None) -> float:
+    """The figure of one run."""
+    test = run.results["test"]
+    found = test["measures"][measure]["mean"] if measure else test[test["metric"]]
+    return float("nan") if found is None else found
+
+
+def pairs(figures: dict[str, Figure]) -> list[dict[str, Any]]:
+    """The difference of every two figures on the same episodes, episode by episode.
+
+    Its interval is much narrower than the two figures' own, since what makes an episode hard is
+    hard for both; over seeds they are independent.
+    """
+    found = []
+    for (first, a), (second, b) in combinations(figures.items(), 2):
+        if not a.sha256 or a.sha256 != b.sha256 or not len(a.episodes):
+            continue
+        difference = a.episodes - b.episodes
+        found.append(
+            {
+                "first": first,
+                "second": second,
+                "difference": float(difference.mean()),
+                "closed": statistics.closed(difference),
+                "open": statistics.open_(difference, a.disjoint),
+                "over_seeds": unless_unknown(a.over_seeds, b.over_seeds),
+            }
+        )
+    return found
+
+
+def unless_unknown(first: float, second: float) -> float:
+    """The half-width of a difference over seeds; nan unless both have several."""
+    return float(np.hypot(first, second))

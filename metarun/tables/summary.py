@@ -1,0 +1,87 @@
+"""The runs of any sweep in a few lines: one for each config, over its seeds."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from metarun import runfolder
+from metarun.config import flat, shown
+from metarun.tables.cells import UNNAMED, Run, below
+from metarun.tables.figures import Figure, figure, pairs
+from metarun.tables.render import half, table_line
+from metarun.tables.render import shown as number
+
+MOST_PAIRS = 10
+
+
+def write(folder: Path) -> str:
+    """Keep the summary of the sweep in `folder` there, as summary.md and summary.json; the text."""
+    runs = below(folder)
+    groups = by_config([run for run in runs if run.state == "finished" and run.results.get("test")])
+    figures = {name: figure(of_config) for name, of_config in groups.items()}
+    text = markdown(runs, groups, figures)
+    runfolder.write_text(folder / "summary.md", text)
+    rows = [
+        {"config": name, **found._replace(episodes=None)._asdict()}  # type: ignore[arg-type]
+        for name, found in figures.items()
+    ]
+    runfolder.write_json(folder / "summary.json", {"rows": rows, "pairs": pairs(figures)})
+    return text
+
+
+def by_config(runs: list[Run]) -> dict[str, list[Run]]:
+    """The runs that differ in the seed alone, under what tells their config from the others'."""
+    configs = [deciding(run) for run in runs]
+    differing = [
+        key
+        for key in dict.fromkeys(key for config in configs for key in config)
+        if len({json.dumps(config.get(key)) for config in configs}) > 1
+    ]
+    # A key that only follows another one, such as sampler.way behind way, tells nothing more.
+    told: list[str] = []
+    for key in sorted(differing, key=lambda key: (key.count("."), len(key))):
+        if len(classes(configs, [*told, key])) > len(classes(configs, told)):
+            told.append(key)
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run, config in zip(runs, configs, strict=True):
+        name = " ".join(f"{key}={shown(config.get(key))}" for key in told)
+        groups[name or run.results["names"]["algo"]].append(run)
+    return groups
+
+
+def classes(configs: list[dict[str, Any]], keys: list[str]) -> set[str]:
+    """The configs as far as the keys tell them apart."""
+    return {json.dumps([config.get(key) for key in keys]) for config in configs}
+
+
+def deciding(run: Run) -> dict[str, Any]:
+    """The run's choices and the keys of its config, but for the seed."""
+    left_out = tuple(f"{key}." for key in [*UNNAMED, "seed"])
+    config = flat(run.results["config"])
+    names = {k: v for k, v in run.results["names"].items() if k != "sweep"}
+    return names | {k: v for k, v in config.items() if not f"{k}.".startswith(left_out)}
+
+
+def markdown(runs: list[Run], groups: dict[str, list[Run]], figures: dict[str, Figure]) -> str:
+    """The table, best first, and the runs that are not in it."""
+    head = ["config", "test", "± seeds", "± closed", "± open", "seeds"]
+    lines = [table_line(head), table_line(["---"] * len(head))]
+    metric = {name: runs[0].results["test"]["metric"] for name, runs in groups.items()}
+    for name in sorted(figures, key=lambda n: figures[n].mean * (1 if metric[n] == "mse" else -1)):
+        found = figures[name]
+        unit = "" if metric[name] == "mse" else " %"
+        halves = [number(h) for h in (found.over_seeds, found.closed, found.open)]
+        seeds = sorted(run.results["config"]["seed"] for run in groups[name])
+        mean = f"{number(found.mean)}{unit}"
+        lines.append(table_line([name, mean, *halves, ", ".join(map(str, seeds))]))
+    lines.append("")
+    for run in runs:
+        if run.state != "finished":
+            lines.append(
+                f"{run.folder.parent.name}/{run.folder.name}: {run.state} {run.error}".rstrip()
+            )
+    for pair in pairs(figures)[:MOST_PAIRS]:
+        difference = f"{pair['difference']:+.2f}{half(pair['closed'])}"
+        lines.append(f"{pair['first']} less {pair['second']}, same episodes: {difference}")
+    return "\n".join(lines).rstrip() + "\n"
