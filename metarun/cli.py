@@ -196,8 +196,28 @@ def parsed_arguments() -> argparse.Namespace:
     if arguments.multirun and not any(o.startswith("name=") for o in arguments.overrides):
         # One name for all jobs, which is known before they run.
         arguments.overrides.append(f"name={datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+    if arguments.multirun:
+        arguments.overrides = beside_swept_groups(arguments.overrides)
     sys.argv[1:] = [*options, *arguments.overrides]
     return arguments
+
+
+def beside_swept_groups(overrides: list[str]) -> list[str]:
+    """The same with keys given to the jobs alone, as a sweep over one value, if a group is swept.
+
+    Hydra also composes a config without what is swept, where data=a,b has no keys of a or b.
+    """
+    groups = {path.name for path in conf_folder().iterdir() if path.is_dir()}
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    swept = [o.key_or_group for o in parsed if o.is_sweep_override()]
+    if not any(key.partition("/")[0].partition("@")[0] in groups for key in swept):
+        return overrides
+    spelled = []
+    for override, text in zip(parsed, overrides, strict=True):
+        key, _, value = text.partition("=")
+        fixed = "." not in key or key.startswith(("hydra", "~")) or override.is_sweep_override()
+        spelled.append(text if fixed or not value else f"{key}=choice({value})")
+    return spelled
 
 
 def table_spelled_out(arguments: argparse.Namespace, folders: list[Path]) -> Asked | None:
@@ -240,8 +260,8 @@ def run_sweep(arguments: argparse.Namespace, values: list[list[str]]) -> None:
             failure = error
     told = render.write(folder) if table else summary.write(folder)
     console.plain(f"\n{told}")
-    if failure and table:
-        sys.exit(1)
+    if failure and table and any(run.state == "failed" for run in cells.below(folder)):
+        sys.exit(1)  # each has told why
     if failure:
         raise failure
 

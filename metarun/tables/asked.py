@@ -13,7 +13,7 @@ from metarun.errors import UserError
 from metarun.tables.cells import run_name
 
 # What changes how a run computes, and not what: no departure from a paper's conditions.
-HOW = [*UNSEEN, "device", "eval.tasks", "seed"]
+HOW = [*UNSEEN, "device", "eval.tasks", "eval.sampler.tasks", "seed"]
 # A run's config and what its groups are chosen to be, of some overrides.
 Compose = Callable[[list[str]], tuple[dict[str, Any], dict[str, Any]]]
 

@@ -21,10 +21,10 @@ FOOTNOTES = {
     "memory": "² from memory, not yet checked against the paper.",
 }
 LEGEND = (
-    "Half-widths are of 95 %. *Seeds*: Student's t over trainings. *Closed*: over test episodes drawn "
-    "from the same examples, 1.96 s/√E, as papers report. *Open*: for other examples of other classes, "
-    "s/√T of the T test episodes that share no example (Lafargue et al. 2024). *Spread*: standard "
-    "deviation over episodes, of one task (Dhillon et al. 2020)."
+    "Half-widths: 95 %. *Seeds*: Student's t over trainings. *Closed*: over test episodes drawn "
+    "from the same examples, 1.96 s/√E, as papers report. *Open*: for other examples, t s/√T of "
+    "the T that share no example (Lafargue et al. 2024). *Spread*: standard deviation over "
+    "episodes, of one task (Dhillon et al. 2020)."
 )
 VERDICTS = (
     "The verdict compares the difference with the paper's interval, if it gives one, and ours over "

@@ -2,11 +2,11 @@
 
 Half-widths are those of 95 % intervals; nan where there is too little to tell.
 
-"Closed" and "open" are the words of Lafargue et al. 2024 (arXiv:2409.02850). Episodes that are drawn
-with replacement see the same examples again and again, so the usual interval, 1.96 s / sqrt(E), is
+"Closed" and "open" are the words of Lafargue et al. 2024 (arXiv:2409.02850). Episodes drawn with
+replacement see the same examples again and again, so the usual interval, 1.96 s / sqrt(E), is
 closed: it says how the mean would vary if other episodes were drawn from these very examples, as in
-nearly all papers. The open one says how it would vary with other examples, and no number of episodes
-makes it as narrow as one likes: only episodes that share no example count.
+nearly all papers. The open one says how it would vary with other examples, and no number of
+episodes makes it as narrow as one likes: only episodes that share no example count.
 
 Neither says how far apart two episodes are, which Dhillon et al. 2020 (arXiv:1909.02729, fig. 1)
 show to be far more than most claims of progress: for that there is the spread.
