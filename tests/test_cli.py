@@ -236,6 +236,10 @@ def test_experiment_runs(metarun, experiment):
         data.remove("data.size=16")
         small = ["~data.splits", "~data.rotations", "data.size=65", "backbone.features=8"]
         small.append("eval=uniform")
+    elif "/backbone: mlp" in text:
+        small = ["backbone.widths=[4]"]
+    elif "/backbone: resnet12" in text:
+        small = ["backbone.widths=[4,4,4,4]"]
     elif "/backbone: pixels" in text:
         small = []
     else:

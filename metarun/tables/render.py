@@ -60,13 +60,14 @@ def read_rows(about: dict[str, Any], folder: Path) -> tuple[list[Row], dict[str,
     for cell in about["cells"]:
         mine = [run for run in about["runs"] if run["experiment"] == cell["experiment"]]
         runs = {run["seed"]: read(folder / run["folder"]) for run in mine}
-        departures = sorted({d for run in mine for d in run["departures"]})
+        departures = sorted({departure for run in mine for departure in run["departures"]})
         row = row_of(cell, runs, departures)
         finished = [run for run in runs.values() if run.state == "finished"]
-        if finished:
-            found = figure(finished, cell.get("measure"))
+        measure = cell.get("measure")
+        if finished and (not measure or measure in finished[0].results["test"]["measures"]):
+            found = figure(finished, measure)
             figures[row["cell"]] = found
-            row |= ours(found, cell, comparable=not departures)
+            row |= ours(found, cell, about["metric"], comparable=not departures)
         rows.append(row)
     return rows, figures
 
@@ -103,7 +104,7 @@ def row_of(cell: dict[str, Any], runs: dict[int, Run], departures: list[str]) ->
     }
 
 
-def ours(found: Figure, cell: dict[str, Any], comparable: bool) -> Row:
+def ours(found: Figure, cell: dict[str, Any], metric: str, comparable: bool) -> Row:
     """Our number with its intervals, beside the paper's."""
     row: Row = {
         "ours": found.mean,
@@ -115,11 +116,8 @@ def ours(found: Figure, cell: dict[str, Any], comparable: bool) -> Row:
     if comparable and cell["paper"] is not None:
         difference = found.mean - cell["paper"]
         half = statistics.together(found.over_seeds, found.closed, cell["ci95"] or math.nan)
-        lower_is_better = (cell.get("measure") or "").startswith("mse") or cell.get(
-            "metric"
-        ) == "mse"
         row |= {"difference": difference, "difference_ci95": half}
-        row["verdict"] = verdict(-difference if lower_is_better else difference, half)
+        row["verdict"] = verdict(-difference if metric == "mse" else difference, half)
     return row
 
 
@@ -142,7 +140,7 @@ def backbone(results: dict[str, Any]) -> str:
 def markdown(about: dict[str, Any], rows: list[Row], differences: list[dict[str, Any]]) -> str:
     """The table with its title, its conditions and its notes."""
     finished = [row for row in rows if "ours" in row]
-    lines = [f"## {title(about)}", "", f"Paper: {about['source']}.", ""]
+    lines = [f"## {title(about)}", "", f"{about['source']}. {about['data']}.", ""]
     lines += [*lined([numbers(row) for row in rows]), ""]
     marks = [text for key, text in FOOTNOTES.items() if any(r["read_in"] == key for r in rows)]
     judged = [VERDICTS] if any(row.get("verdict") for row in rows) else []

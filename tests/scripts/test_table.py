@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from metarun.tables import methods
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "table.py"
 spec = importlib.util.spec_from_file_location("table_script", SCRIPT)
 script = importlib.util.module_from_spec(spec)
@@ -90,4 +92,4 @@ def test_an_error_is_no_percentage(table):
     run = results("maml", 0.0)
     run["test"] = {"metric": "mse", "mse": 0.5, "ci95": 0.02, "shot": 10, "batch_norm": "none"}
     assert table(run)[0].endswith("| omniglot, 10-shot |")
-    assert "0.50 ± 0.02" in script.table([run])
+    assert "0.50 ± 0.02" in methods.table([run])

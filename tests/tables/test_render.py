@@ -1,0 +1,173 @@
+"""A paper's table from run folders that a test has written."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+
+from metarun.tables import render
+from metarun.tables.figures import figure, pairs
+
+ABOUT = {
+    "name": "table",
+    "title": "Some table",
+    "source": "Somebody 2017, Table 1",
+    "data": "Omniglot",
+    "metric": "accuracy",
+    "seeds": [0, 1],
+    "cells": [
+        {"experiment": "a/one", "paper": 98.0, "ci95": 0.5, "read_in": "paper"},
+        {"experiment": "a/two", "paper": 50.0, "ci95": None, "read_in": "memory"},
+    ],
+    "notes": ["A note."],
+    "conditions": [],
+    "runs": [],
+}
+
+
+def write_run(folder, episodes, seed=0, status="finished", sha256="e", disjoint=4, **more):
+    """A run folder with these figures of its test episodes."""
+    folder.mkdir(parents=True)
+    accuracy = float(np.mean(episodes))
+    results = {
+        "status": status,
+        "names": {"backbone": "conv4", "algo": "protonet", "data": "omniglot"},
+        "config": {
+            "seed": seed,
+            "sampler": {"way": 60, "shot": 1, "query": 5, "tasks": 1},
+            "backbone": {"width": 64},
+            "device": {"precision": "fp32"},
+        },
+        "train": {"steps": 10, "seconds": 61.0, "peak_memory_mib": 100.0},
+        "data": {"checksum": "c" * 64},
+        "test": {
+            "metric": "accuracy",
+            "accuracy": accuracy,
+            "ci95": 0.1,
+            "measures": {},
+            **{"way": 5, "shot": 1, "query": 15, "episodes": len(episodes)},
+            "batch_norm": "running",
+            "disjoint_episodes": disjoint,
+            "episodes_sha256": sha256,
+        },
+        **more,
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    with open(folder / "episodes.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["episode", "accuracy"])
+        writer.writerows(enumerate(episodes))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """One cell with two seeds, done; of the other one run failed before it began."""
+    write_run(tmp_path / "one/0", [0.9, 1.0, 0.9, 1.0], seed=0)
+    write_run(tmp_path / "one/1", [1.0, 1.0, 1.0, 1.0], seed=1)
+    (tmp_path / "two/0").mkdir(parents=True)
+    (tmp_path / "two/0/error.txt").write_text("no such data\n")
+    return tmp_path
+
+
+def about(folder, departures=(), **more):
+    runs = [("a/one", 0, "one/0"), ("a/one", 1, "one/1"), ("a/two", 0, "two/0"), ("a/two", 1, "x")]
+    keys = ("experiment", "seed", "folder")
+    told = [dict(zip(keys, r, strict=True)) | {"departures": list(departures)} for r in runs]
+    (folder / "table_of.json").write_text(json.dumps({**ABOUT, **more, "runs": told}))
+
+
+def test_numbers_by_hand(folder):
+    """Seeds 95 and 100: mean 97.5, t = 12.706 of one degree, s = 5 / sqrt(2)."""
+    about(folder)
+    text = render.write(folder)
+    (row, other) = json.loads((folder / "table.json").read_text())["rows"]
+    assert row["ours"] == pytest.approx(97.5)
+    assert row["over_seeds"] == pytest.approx(12.7062 * 2.5, abs=1e-3)
+    s = np.std([95, 100, 95, 100], ddof=1)  # of the episodes' means over the seeds
+    assert row["closed"] == pytest.approx(1.959964 * s / 2)
+    assert row["open"] == pytest.approx(3.18245 * s / 2, rel=1e-5)
+    assert row["difference"] == pytest.approx(-0.5)
+    halves = (row["over_seeds"], row["closed"], 0.5)
+    assert row["difference_ci95"] == pytest.approx(math.hypot(*halves))
+    assert row["verdict"] == "equal within the intervals"
+    assert "| a/one | 98.0 ± 0.50 | 97.50 % |" in text
+    assert "60 | 1 | 5 | 1 | 5-way 1-shot, 15 queries | 4 |" in text
+    assert "running | conv4 64 | fp32 | 0, 1 | 10 | 1:01 | 100 MiB |" in text
+    assert other["states"] == {"0": "failed", "1": "waiting"}
+    assert "| a/two | 50.0² | 1 failed, 1 waiting |" in text
+    assert "* a/two, seed 0: failed: no such data" in text
+    assert "* A note." in text
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"), [(0.2, "equal within the intervals"), (2, "better"), (-2, "worse")]
+)
+def test_verdicts(gain, said):
+    assert render.verdict(gain, 1.0) == said
+
+
+def test_other_conditions_are_told_everywhere_and_not_judged(folder):
+    about(folder, departures=["train.steps=10"], conditions=["train.steps=10"])
+    text = render.write(folder)
+    assert "NOT under the paper's conditions: train.steps=10" in text.splitlines()[0]
+    assert text.count("none: train.steps=10") == 2, "every cell"
+    row = json.loads((folder / "table.json").read_text())["rows"][0]
+    assert row["difference"] is None
+    assert row["verdict"] is None
+    assert "equal" not in text
+    assert "Not under the paper's conditions" in (folder / "table.tex").read_text()
+
+
+def test_every_form(folder):
+    about(folder)
+    render.write(folder)
+    with open(folder / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["experiment"] for row in rows] == ["a/one", "a/two"]
+    assert float(rows[0]["ours"]) == pytest.approx(97.5)
+    assert rows[0]["train_way"] == "60"
+    tex = (folder / "table.tex").read_text()
+    assert r"a/one & 98.0 $\pm$ 0.50 & 97.50 \%" in tex
+    assert tex.count(r"\\") == 3
+    assert (folder / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_data_under_one_cell_is_told(folder):
+    (folder / "one/1/results.json").unlink()
+    (folder / "one/1/episodes.csv").unlink()
+    (folder / "one/1").rmdir()
+    write_run(folder / "one/1", [1.0] * 4, seed=1, data={"checksum": "d" * 64})
+    about(folder)
+    assert "a/one: its runs had data of 2 checksums: cccccccccccc, dddddddddddd" in (
+        render.write(folder)
+    )
+
+
+def test_lower_is_better_of_an_error():
+    found = figure_of([0.5, 0.5])
+    row = render.ours(found, {"paper": 60.0, "ci95": None}, "mse", comparable=True)
+    assert row["verdict"] == "better"
+
+
+def figure_of(episodes, tmp=None, **more):
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from metarun.tables.cells import read
+
+    with TemporaryDirectory() as folder:
+        write_run(Path(folder) / "run", episodes, **more)
+        return figure([read(Path(folder) / "run")])
+
+
+def test_paired_difference():
+    """Episodes of very unlike difficulty, answered alike but for one point each."""
+    easy_and_hard = np.array([0.1, 0.9, 0.5, 0.7])
+    a = figure_of(easy_and_hard + np.array([0.01, 0.03, 0.01, 0.03]))
+    (pair,) = pairs({"a": a, "b": figure_of(easy_and_hard)})
+    assert pair["difference"] == pytest.approx(2.0)
+    assert pair["closed"] == pytest.approx(1.959964 * np.std([1, 3, 1, 3], ddof=1) / 2)
+    assert pair["closed"] < a.closed / 10
+    assert pairs({"a": a, "b": figure_of(easy_and_hard, sha256="other")}) == []
