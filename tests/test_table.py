@@ -1,0 +1,205 @@
+"""metarun table=NAME, and what any sweep leaves."""
+
+import json
+import signal
+import time
+
+import pytest
+
+from metarun.tables import cells
+from tests.conftest import QUICK
+
+TABLE = """\
+title: Two distances
+source: Nobody 2020, Table 1
+data: made-up pictures
+metric: accuracy
+seeds: [0, 1]
+cells:
+  - {experiment: nobody/near, paper: 50.0, ci95: 1.0, read_in: paper}
+  - {experiment: nobody/far, paper: 99.0, ci95: null, read_in: memory}
+"""
+
+
+@pytest.fixture
+def table(metarun):
+    """The command line of a table of one's own, on made-up pictures; --config-dir and all."""
+    conf = metarun.folder / "conf"
+    for part in ("experiment/nobody", "table"):
+        (conf / part).mkdir(parents=True)
+    for name, distance in (("near", "euclidean"), ("far", "cosine")):
+        (conf / "experiment/nobody" / f"{name}.yaml").write_text(
+            "# @package _global_\ndefaults:\n  - override /data: image_folder\n"
+            f"algo: {{distance: {distance}}}\ndata: {{size: 16, grey: true}}\n"
+            "way: 3\nquery: 5\nbackbone: {width: 8}\n"
+            "train: {steps: 4, val_every: 2, log_every: 1}\n"
+            "eval: {episodes: 6, val_episodes: 4}\n"
+        )
+    (conf / "table" / "nobody.yaml").write_text(TABLE)
+    (root,) = (o for o in metarun.data if o.startswith("data.root="))
+    metarun.table = ["--config-dir", str(conf), "table=nobody", root, "tracker=none", "device=cpu"]
+    return metarun
+
+
+def rows(table, name="nobody"):
+    """The rows of the rendered table, by experiment."""
+    text = (table.folder / "outputs/table" / name / "table.json").read_text()
+    return {row["experiment"]: row for row in json.loads(text)["rows"]}
+
+
+def folders(table):
+    """The run folders of the tables, with the time at which their results were last written."""
+    found = (table.folder / "outputs/table").rglob("results.json")
+    return {str(path.relative_to(table.folder)): path.stat().st_mtime_ns for path in found}
+
+
+def test_cells_are_run_once_and_rendered(table, capsys):
+    """Two experiments of two seeds; asked again, nothing is run again, whatever is incidental."""
+    table.main(*table.table)
+    first = folders(table)
+    assert len(first) == 4
+    assert {cell.split("/")[3] for cell in first} == {"nobody-near", "nobody-far"}
+    found = rows(table)
+    assert found["nobody/near"]["seeds"] == [0, 1]
+    assert found["nobody/near"]["difference"] is not None
+    assert found["nobody/near"]["disjoint"] <= 6
+    out = capsys.readouterr().out
+    assert "[4 of 4] nobody-" in out
+    assert "| nobody/near | 50.0 ± 1.00 |" in out
+    assert "On the same test episodes" in out
+    pair = json.loads((table.folder / "outputs/table/nobody/table.json").read_text())["pairs"]
+    assert [(p["first"], p["second"]) for p in pair] == [("nobody/near", "nobody/far")]
+    table.main(*table.table, "eval.tasks=4", "train.log_every=2", "name=again")
+    assert folders(table) == first
+    table.main(*table.table, "seed=2", "experiment=nobody/far")
+    assert len(folders(table)) == 5
+    assert rows(table)["nobody/far"]["seeds"] == [0, 1, 2], "those of before are still in it"
+    made = {path.name for path in (table.folder / "outputs/table").iterdir()}
+    assert made == {"nobody"}, "no stray folders"
+
+
+def test_other_conditions_are_another_table(table):
+    """It says so in the title and in every cell, and gives no verdict."""
+    table.main(*table.table, "train.steps=2", "seed=0")
+    (folder,) = (table.folder / "outputs/table").iterdir()
+    assert folder.name.startswith("nobody-")
+    assert "NOT under the paper's conditions: train.steps=2" in (folder / "table.md").read_text()
+    for row in rows(table, folder.name).values():
+        assert row["conditions"] == ["train.steps=2"]
+        assert row["verdict"] is None
+
+
+def test_a_failing_cell_is_told_and_the_others_go_on(table, capsys):
+    """Exit code 1, the reason in the table; once it can be run it is run."""
+    path = table.folder / "conf/experiment/nobody/far.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("cosine", "manhattan"))
+    with pytest.raises(SystemExit) as leaving:
+        table.main(*table.table, "seed=0")
+    assert leaving.value.code == 1
+    assert "metarun: job 1: algo.distance=manhattan: choose one of" in capsys.readouterr().err
+    found = rows(table)
+    assert found["nobody/near"]["seeds"] == [0]
+    assert found["nobody/far"]["states"] == {"0": "failed"}
+    assert found["nobody/far"]["errors"]["0"].startswith("algo.distance=manhattan: choose one of")
+    path.write_text(text)
+    table.main(*table.table, "seed=0")
+    assert rows(table)["nobody/far"]["states"] == {"0": "finished"}
+
+
+def test_a_programming_error_of_a_cell_leaves_its_traceback(table, monkeypatch, capsys):
+    def broken(*_):
+        raise ZeroDivisionError("a mistake of ours")
+
+    monkeypatch.setattr("metarun.algos.protonet.ProtoNet.loss", broken)
+    with pytest.raises(SystemExit) as leaving:
+        table.main(*table.table, "seed=0", "experiment=nobody/near")
+    assert leaving.value.code == 1
+    assert "ZeroDivisionError: a mistake of ours" in capsys.readouterr().err
+    (error,) = (table.folder / "outputs/table/nobody").rglob("error.txt")
+    assert "Traceback" in error.read_text()
+
+
+def test_killed_and_taken_up_again(table):
+    """The finished cell stays as it is, the killed one goes on from its checkpoint."""
+    long = [*table.table, "seed=0", "train.steps=150", "train.val_every=3"]
+    process = table.process(*long)
+    near, far = "nobody-near", "nobody-far"
+    place = table.folder / "outputs/table"
+    for _ in range(600):
+        if list(place.glob(f"*/{far}/*/checkpoints/last.pt")):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = folders(table)
+    (done,) = (path for path in before if near in path)
+    (killed,) = place.glob(f"*/{far}/*")
+    assert cells.read(killed).state == "interrupted"
+    table.main(*long)
+    assert folders(table)[done] == before[done]
+    assert cells.read(killed).state == "finished"
+    lines = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "train/loss" in line]
+    assert steps == sorted(set(steps)), "no step twice"
+    assert steps[-1] == 150
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("table=nobdy", "table=nobdy: there is no such choice, did you mean nobody?"),
+        ("table=nobody mode=test", "mode=test: table= trains and tests"),
+        ("table=nobody way=3,4", "way: table= sweeps over experiment= and seed= alone"),
+        ("table=nobody experiment=sinusoid/maml", "experiment=sinusoid/maml: not in table=nobody"),
+        ("table=nobody train.stepz=4", "train.stepz: there is no such key"),
+        ("table=nobody --cfg job", "table= is many runs: experiment=NAME shows the config of one"),
+    ],
+)
+def test_refused(table, typed, said):
+    assert said in table.error(*table.table[:2], *typed.split())
+    assert [path.name for path in table.folder.iterdir()] == ["conf"]
+
+
+def test_a_sweep_ends_with_a_summary(metarun, capsys):
+    """Mean over seeds for each config; given again with its name, all is done already."""
+    sweep = ["-m", *metarun.data, *QUICK, "seed=0,1", "algo.distance=euclidean,cosine", "name=s"]
+    metarun.main(*sweep)
+    out = capsys.readouterr().out
+    place = metarun.folder / "outputs/multirun/s"
+    text = (place / "summary.md").read_text()
+    assert text in out
+    kept = json.loads((place / "summary.json").read_text())
+    assert {row["config"] for row in kept["rows"]} == {
+        "algo.distance=euclidean",
+        "algo.distance=cosine",
+    }
+    for row in kept["rows"]:
+        values = [
+            run.value
+            for run in cells.below(place)
+            if run.results["config"]["algo"]["distance"] in row["config"]
+        ]
+        assert row["mean"] == pytest.approx(50 * sum(values))
+        assert "| 0, 1 |" in text
+    assert len(kept["pairs"]) == 1
+    before = {
+        run.folder: (run.folder / "results.json").stat().st_mtime_ns for run in cells.below(place)
+    }
+    assert len(before) == 4
+    metarun.main(*sweep, "resume=auto")
+    after = {
+        run.folder: (run.folder / "results.json").stat().st_mtime_ns for run in cells.below(place)
+    }
+    assert after == before
+
+
+def test_a_sweep_over_experiments_takes_the_keys_of_their_data(metarun, table):
+    """Which the default data does not have: Hydra alone refuses them."""
+    (root,) = (o for o in metarun.data if o.startswith("data.root="))
+    metarun.main(
+        *("-m", *table.table[:2], "experiment=nobody/near,nobody/far", root, "data.grey=false"),
+        *("tracker=none", "device=cpu", "name=s"),
+    )
+    runs = cells.below(metarun.folder / "outputs/multirun/s")
+    assert [run.results["config"]["data"]["grey"] for run in runs] == [False, False]
