@@ -1,12 +1,12 @@
 """The test protocol: every run on the same data answers the same episodes."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ class FixedEpisodes(Protocol):
 
     @property
     def disjoint(self) -> int:
-        """How many of the tasks have no example that an earlier one of these has."""
+        """How many tasks without a common example their examples would make."""
 
     @property
     def sha256(self) -> str:
@@ -80,8 +80,8 @@ class RowEpisodes:
 
     @property
     def disjoint(self) -> int:
-        """How many of the tasks have no example that an earlier one of these has."""
-        return disjoint(self.rows)
+        """How many tasks without a common example their examples would make."""
+        return room(self.rows, self.split.first_row)
 
     @property
     def sha256(self) -> str:
@@ -115,17 +115,19 @@ class FunctionEpisodes:
         return digest(self.tensors)
 
 
-def disjoint(rows: Rows) -> int:
-    """How many of the tasks, taken in their order, have no example of one taken before."""
-    examples = torch.cat([rows.support, rows.query], dim=1).numpy()  # [E, S + Q]
-    real = (torch.cat([rows.support_y, rows.query_y], dim=1) != PADDING).numpy()
-    taken, count = np.zeros(examples.max() + 1, dtype=bool), 0
-    for task, is_real in zip(examples, real, strict=True):
-        mine = task[is_real]
-        if not taken[mine].any():
-            taken[mine] = True
-            count += 1
-    return count
+def room(rows: Rows, first_row: Tensor) -> int:
+    """How many tasks without a common example the examples of these tasks would make.
+
+    Class c's examples are rows first_row[c] to first_row[c + 1] of the split; a class has room for
+    as many tasks as it has examples for, at the mean number that it has in one.
+    """
+    real = torch.cat([rows.support_y, rows.query_y], dim=1) != PADDING  # [E, S + Q]
+    examples = torch.cat([rows.support, rows.query], dim=1)[real]
+    tasks = len(rows.support)
+    ways = int(rows.ways.sum()) if rows.ways is not None else tasks * rows.way
+    of_class = torch.searchsorted(first_row, examples.unique(), right=True) - 1
+    per_class = math.ceil(len(examples) / ways)
+    return min(tasks, int((of_class.bincount() // per_class).sum()) * tasks // ways)
 
 
 def digest_of(several: Iterable[FixedEpisodes]) -> str:

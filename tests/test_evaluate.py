@@ -11,8 +11,15 @@ from metarun.backbones.mlp import MLP
 from metarun.data.functions import sinusoid
 from metarun.data.split import stack_classes
 from metarun.device import Device
-from metarun.episodes import labelled
-from metarun.evaluate import RowEpisodes, answers, features_suffice, fixed_episodes, fixed_functions
+from metarun.episodes import Rows, labelled
+from metarun.evaluate import (
+    RowEpisodes,
+    answers,
+    features_suffice,
+    fixed_episodes,
+    fixed_functions,
+    room,
+)
 from metarun.samplers.functions import Functions
 from metarun.samplers.uniform import Uniform
 from metarun.samplers.within_superclass import WithinSuperclass
@@ -272,3 +279,20 @@ def test_what_measures_tell_is_not_predicted_again():
     figures = answers(Both(), sines(), tasks=4, device=CPU, measures=True)
     assert list(figures) == ["mse", "mse_after_0"]
     assert figures["mse"][:6].tolist() == [0, 1, 2, 3, 0, 1]
+
+
+def test_tasks_that_the_examples_have_room_for():
+    """Classes of 5, 7, 4, 6, 8, 5, 6 examples hold 1, 2, 1, 2, 2, 1, 2 tasks of 3: 11, 3 a task."""
+    assert some_episodes(300).disjoint == 3
+    assert some_episodes(2).disjoint <= 2
+    assert some_episodes(300, shot=2, query=2).disjoint == 8 // 3  # 1, 1, 1, 1, 2, 1, 1
+    assert sines(episodes=7).disjoint == 7, "each function is drawn anew"
+
+
+def test_room_for_tasks_of_unlike_sizes():
+    """Padding is no example: two tasks of 2 and 1 classes, 2 examples each, of classes of 4."""
+    support = torch.tensor([[0, 4], [8, 0]])
+    support_y = torch.tensor([[0, 1], [0, -1]])
+    query, ways = torch.tensor([[1, 5], [9, 0]]), torch.tensor([2, 1])
+    rows = Rows(support, support_y, query, support_y, way=2, ways=ways)
+    assert room(rows, torch.tensor([0, 4, 8, 12])) == 2

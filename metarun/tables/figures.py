@@ -22,7 +22,7 @@ class Figure(NamedTuple):
     open: float  # over episodes, for other examples (see statistics)
     spread: float  # standard deviation over episodes
     episodes: np.ndarray  # the figure of each [E], the mean of the seeds
-    disjoint: int | None  # how many of the episodes share no example
+    disjoint: int | None  # episodes without a common example that there are examples for
     sha256: str  # of the episodes
 
 

@@ -22,9 +22,9 @@ FOOTNOTES = {
 }
 LEGEND = (
     "Half-widths: 95 %. *Seeds*: Student's t over trainings. *Closed*: over test episodes drawn "
-    "from the same examples, 1.96 s/√E, as papers report. *Open*: for other examples, t s/√T of "
-    "the T that share no example (Lafargue et al. 2024). *Spread*: standard deviation over "
-    "episodes, of one task (Dhillon et al. 2020)."
+    "from the same examples, 1.96 s/√E, as papers report. *Open*: for other examples, t s/√T of as "
+    "many episodes as they make without a common one (Lafargue et al. 2024). *Spread*: standard "
+    "deviation over episodes, of one task (Dhillon et al. 2020)."
 )
 VERDICTS = (
     "The verdict compares the difference with the paper's interval, if it gives one, and ours over "

@@ -6,7 +6,8 @@ Half-widths are those of 95 % intervals; nan where there is too little to tell.
 replacement see the same examples again and again, so the usual interval, 1.96 s / sqrt(E), is
 closed: it says how the mean would vary if other episodes were drawn from these very examples, as in
 nearly all papers. The open one says how it would vary with other examples, and no number of
-episodes makes it as narrow as one likes: only episodes that share no example count.
+episodes makes it as narrow as one likes: it is that of as many episodes as the examples make
+without replacement. (Where a class has examples for many of them, the classes are still the same.)
 
 Neither says how far apart two episodes are, which Dhillon et al. 2020 (arXiv:1909.02729, fig. 1)
 show to be far more than most claims of progress: for that there is the spread.
@@ -43,11 +44,8 @@ def closed(episodes: np.ndarray) -> float:
 
 
 def open_(episodes: np.ndarray, disjoint: int | None) -> float:
-    """Half-width of the mean over episodes [E] for other examples, `disjoint` of the episodes being
-    without one that an earlier one of them has.
-
-    It is that of `disjoint` independent episodes (Student's t), whose spread all E tell.
-    """
+    """Half-width of the mean over episodes [E] for other examples, which are enough for `disjoint`
+    episodes without a common one: that of so many (Student's t), whose spread all E tell."""
     if disjoint is None or disjoint < 2 or len(episodes) < 2:
         return math.nan
     return student(disjoint - 1) * float(np.std(episodes, ddof=1)) / math.sqrt(disjoint)
