@@ -31,7 +31,6 @@ from metarun.errors import Interrupted, UserError
 from metarun.help import choice_files, help_text
 from metarun.tables import cells
 from metarun.tables.asked import Asked, asked, record
-from metarun.tables.live import Watch
 from metarun.tracking import console
 
 BUILT = ("data", "augment", "sampler", "backbone", "algo", "optim", "schedule")  # with a _target_
@@ -240,6 +239,7 @@ def run_sweep(arguments: argparse.Namespace, values: list[list[str]]) -> None:
     Exits with code 1 if a run of a table failed, which its table then tells.
     """
     from metarun.tables import render, summary
+    from metarun.tables.live import Watch
 
     table, failure = arguments.table, None
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):

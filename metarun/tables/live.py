@@ -13,6 +13,7 @@ from typing import Any
 
 from metarun.tables import cells
 from metarun.tables.cells import Run
+from metarun.tables.summary import told_apart
 from metarun.tracking.console import metric_of, plain, shown
 
 SECONDS = 2.0  # between two looks at the folders
@@ -83,11 +84,13 @@ class Watch:
         waiting = self.total - len(runs)
         caption = ", ".join(counts + ([f"{waiting} waiting"] if waiting > 0 else []))
         table = Table(title=str(self.folder), title_justify="left", caption=caption)
-        for column in ("run", "state", "step", "best so far"):
+        for column in ("run", "config", "state", "step", "best so far"):
             table.add_column(column, no_wrap=True)
+        begun = [run for run in runs if run.results]
+        told = dict(zip([run.folder for run in begun], told_apart(begun), strict=True))
         first = [run for run in runs if run.state == "running"]
         for run in [*first, *(run for run in runs if run.state != "running")][:LINES]:
-            table.add_row(self.name(run), run.state, *progress(run))
+            table.add_row(self.name(run), told.get(run.folder, ""), run.state, *progress(run))
         return table
 
     def name(self, run: Run) -> str:

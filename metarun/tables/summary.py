@@ -32,22 +32,24 @@ def write(folder: Path) -> str:
 
 def by_config(runs: list[Run]) -> dict[str, list[Run]]:
     """The runs that differ in the seed alone, under what tells their config from the others'."""
-    configs = [deciding(run) for run in runs]
-    differing = [
-        key
-        for key in dict.fromkeys(key for config in configs for key in config)
-        if len({json.dumps(config.get(key)) for config in configs}) > 1
-    ]
-    # A key that only follows another one, such as sampler.way behind way, tells nothing more.
-    told: list[str] = []
-    for key in sorted(differing, key=lambda key: (key.count("."), len(key))):
-        if len(classes(configs, [*told, key])) > len(classes(configs, told)):
-            told.append(key)
     groups: dict[str, list[Run]] = defaultdict(list)
-    for run, config in zip(runs, configs, strict=True):
-        name = " ".join(f"{key}={shown(config.get(key))}" for key in told)
+    for run, name in zip(runs, told_apart(runs), strict=True):
         groups[name or run.results["names"]["algo"]].append(run)
     return groups
+
+
+def told_apart(runs: list[Run]) -> list[str]:
+    """What tells each run's config from the others', but for the seed: few keys, short ones first.
+
+    A key that only follows another one, such as sampler.way behind way, tells nothing more.
+    """
+    configs = [deciding(run) for run in runs]
+    told: list[str] = []
+    keys = dict.fromkeys(key for config in configs for key in config)
+    for key in sorted(keys, key=lambda key: (key.count("."), len(key))):
+        if len(classes(configs, [*told, key])) > len(classes(configs, told)):
+            told.append(key)
+    return [" ".join(f"{key}={shown(config.get(key))}" for key in told) for config in configs]
 
 
 def classes(configs: list[dict[str, Any]], keys: list[str]) -> set[str]:
