@@ -254,16 +254,7 @@ def test_experiment_runs(metarun, experiment):
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
     """Small archives of the standard data sets, all in one folder, as one would keep them."""
-    root = tmp_path_factory.mktemp("published")
-    layouts.as_tar(layouts.cifar_100(3), root / "cifar-100-python.tar.gz")
-    layouts.as_tar(layouts.cub(3), root / "CUB_200_2011.tgz")
-    layouts.as_tar(layouts.aircraft(3), root / "fgvc-aircraft-2013b.tar.gz")
-    layouts.as_tar(layouts.dtd(3), root / "dtd-r1.0.1.tar.gz")
-    flowers, labels = layouts.vgg_flower(3)
-    layouts.as_tar(flowers, root / "102flowers.tgz")
-    (root / "imagelabels.mat").write_bytes(labels)
-    layouts.as_zip(layouts.gtsrb(3), root / "GTSRB_Final_Training_Images.zip")
-    return root
+    return layouts.published(tmp_path_factory.mktemp("published"), pictures=3)
 
 
 TWO_STEPS = (
