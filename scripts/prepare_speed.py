@@ -7,9 +7,9 @@
 The set is made up: 64 / 16 / 20 classes of 600 pictures, 84×84, each a smooth pattern of its class
 and itself with noise on it, so that a JPEG file has the size of a photograph's. It is made in a
 temporary folder; --folder DIR makes it there, and finds there what was made before. Each layout is
-prepared by `metarun mode=prepare` in a process of its own, and opened from the cache by another. Of the last
-layout the start on prepared data is measured, as startup.py does, and the speed of ProtoNet's
-training, with the split on the device and read from the memory map.
+prepared by `metarun mode=prepare` in a process of its own, and opened from the cache by another. Of
+the last layout the start on prepared data is measured, as startup.py does, and the speed of
+ProtoNet's training, with the split on the device and read from the memory map.
 """
 
 import argparse
