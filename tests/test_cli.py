@@ -460,6 +460,8 @@ def test_several_data_sets_are_a_mixture(metarun):
         ("data=[glyphs,omniglto]", "data=omniglto: there is no such choice, did you mean omniglot"),
         ("data=[]", "say of what, as in data=[omniglot,glyphs]"),
         ("data=[glyphs,sinusoid]", "data.sources.sinusoid: it has no classes"),
+        ("data=[glyphs,glyphs]", "glyphs stands there twice: give it one, as in mine:glyphs"),
+        ("data=[glyphs,x.y:glyphs]", "x.y is no name for a source: give it one, as in mine:glyphs"),
     ],
 )
 def test_mixtures_that_cannot_be(metarun, typed, said):
@@ -482,3 +484,18 @@ def test_unequal_tasks_are_trained_and_tested_on(metarun):
     test = metarun.results("image_folder/proto_maml/run")["test"]
     assert test["sampler"]["least_way"] == 3
     assert 0 < test["accuracy"] < 1
+
+
+@pytest.mark.parametrize("key", ["most_query", "most_support", "most_of_class"])
+@pytest.mark.parametrize("group", ["sampler", "eval.sampler"])
+def test_unequal_tasks_have_examples(metarun, group, key):
+    """Without a query, a task's loss would be the mean of nothing."""
+    said = metarun.error("sampler=variable", f"{group}.{key}=0")
+    assert said == f"{group}.{key}=0: it must be at least 1"
+
+
+@pytest.mark.parametrize(("choice", "tasks"), [("sampler=uniform", 4), ("sampler=variable", 1)])
+def test_a_test_takes_few_large_tasks_at_once(metarun, capsys, choice, tasks):
+    """One of sampler=variable may have a thousand examples."""
+    metarun.main("--cfg", "job", choice)
+    assert f"\n  tasks: {tasks}\n" in capsys.readouterr().out.partition("\neval:")[2]
