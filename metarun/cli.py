@@ -300,11 +300,16 @@ def mixture_spelled_out(override: str, folders: list[Path]) -> list[str]:
     if found is None:
         return [override]
     choices, spelled = choice_files(folders, "data"), ["data=mixture"]
+    names: set[str] = set()
     for item in filter(None, (item.strip() for item in found[1].split(","))):
         name, _, choice = item.rpartition(":")
         name = name or choice
         if choice not in choices:
             raise UserError(missing_choice_of("data", choice, list(choices)))
+        if not re.fullmatch(r"[\w-]+", name) or name in names:
+            twice = "stands there twice" if name in names else "is no name for a source"
+            raise UserError(f"{override}: {name} {twice}: give it one, as in mine:{choice}")
+        names.add(name)
         content = OmegaConf.to_container(OmegaConf.load(choices[choice]))
         assert isinstance(content, dict)
         key = f"data.sources.{name}"

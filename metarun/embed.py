@@ -38,6 +38,7 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
     with StopSignals(), runfolder.claimed(folder):
         earlier = runfolder.earlier(folder, config.resume, config.mode)
         if earlier and is_done(earlier, config):
+            Console(0).message(f"done before; use them with data=features data.root={to}")
             return earlier
         features.refuse_taken(to)
         content = None

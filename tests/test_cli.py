@@ -258,16 +258,7 @@ def test_experiment_runs(metarun, experiment):
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
     """Small archives of the standard data sets, all in one folder, as one would keep them."""
-    root = tmp_path_factory.mktemp("published")
-    layouts.as_tar(layouts.cifar_100(3), root / "cifar-100-python.tar.gz")
-    layouts.as_tar(layouts.cub(3), root / "CUB_200_2011.tgz")
-    layouts.as_tar(layouts.aircraft(3), root / "fgvc-aircraft-2013b.tar.gz")
-    layouts.as_tar(layouts.dtd(3), root / "dtd-r1.0.1.tar.gz")
-    flowers, labels = layouts.vgg_flower(3)
-    layouts.as_tar(flowers, root / "102flowers.tgz")
-    (root / "imagelabels.mat").write_bytes(labels)
-    layouts.as_zip(layouts.gtsrb(3), root / "GTSRB_Final_Training_Images.zip")
-    return root
+    return layouts.published(tmp_path_factory.mktemp("published"), pictures=3)
 
 
 TWO_STEPS = (
@@ -473,6 +464,8 @@ def test_several_data_sets_are_a_mixture(metarun):
         ("data=[glyphs,omniglto]", "data=omniglto: there is no such choice, did you mean omniglot"),
         ("data=[]", "say of what, as in data=[omniglot,glyphs]"),
         ("data=[glyphs,sinusoid]", "data.sources.sinusoid: it has no classes"),
+        ("data=[glyphs,glyphs]", "glyphs stands there twice: give it one, as in mine:glyphs"),
+        ("data=[glyphs,x.y:glyphs]", "x.y is no name for a source: give it one, as in mine:glyphs"),
     ],
 )
 def test_mixtures_that_cannot_be(metarun, typed, said):
@@ -495,3 +488,18 @@ def test_unequal_tasks_are_trained_and_tested_on(metarun):
     test = metarun.results("image_folder/proto_maml/run")["test"]
     assert test["sampler"]["least_way"] == 3
     assert 0 < test["accuracy"] < 1
+
+
+@pytest.mark.parametrize("key", ["most_query", "most_support", "most_of_class"])
+@pytest.mark.parametrize("group", ["sampler", "eval.sampler"])
+def test_unequal_tasks_have_examples(metarun, group, key):
+    """Without a query, a task's loss would be the mean of nothing."""
+    said = metarun.error("sampler=variable", f"{group}.{key}=0")
+    assert said == f"{group}.{key}=0: it must be at least 1"
+
+
+@pytest.mark.parametrize(("choice", "tasks"), [("sampler=uniform", 4), ("sampler=variable", 1)])
+def test_a_test_takes_few_large_tasks_at_once(metarun, capsys, choice, tasks):
+    """One of sampler=variable may have a thousand examples."""
+    metarun.main("--cfg", "job", choice)
+    assert f"\n  tasks: {tasks}\n" in capsys.readouterr().out.partition("\neval:")[2]

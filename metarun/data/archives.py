@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import logging
+import lzma
 import os
 import re
 import tarfile
@@ -27,6 +28,11 @@ from metarun.tracking.progress import track
 log = logging.getLogger(__name__)
 
 DEPTH = 2  # folders between data.root and what is looked for
+# What reading a damaged archive raises, or (the last two) one that is encrypted or oddly packed.
+DAMAGE = (
+    *(OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError),
+    *(RuntimeError, NotImplementedError),
+)
 AHEAD = 64  # files read that may wait to be decoded
 BUFFER = 1 << 20  # bytes of a tar read at once
 
@@ -86,7 +92,7 @@ def members(source: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]
                         file = tape.extractfile(member)
                         assert file is not None  # it is one
                         yield member.name, file.read()
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
+    except DAMAGE as error:
         raise UserError(
             f"{source} is damaged or not complete ({error}): "
             "replace it, or remove it to have it downloaded again"

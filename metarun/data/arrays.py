@@ -151,7 +151,8 @@ def split_names(path: Path, values: np.ndarray, rows: int) -> np.ndarray:
     if values.dtype.kind == "U":
         return values
     if values.min() < 0 or values.max() >= len(SPLITS):
-        raise UserError(f"{path}: split has {values.max()}: give 0 (train), 1 (val) and 2 (test)")
+        wrong = values.min() if values.min() < 0 else values.max()
+        raise UserError(f"{path}: split has {wrong}: give 0 (train), 1 (val) and 2 (test)")
     return np.array(SPLITS)[values]
 
 

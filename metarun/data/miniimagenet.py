@@ -6,7 +6,6 @@ Ravi and Larochelle, "Optimization as a Model for Few-Shot Learning", 2017: 64 /
 
 import base64
 import csv
-import json
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from metarun.data import imagenet
+from metarun.data.class_lists import read_list
 from metarun.data.imagenet import Source, stem
 from metarun.data.labelled_arrays import (
     Labelled,
@@ -38,9 +38,7 @@ CACHES = (  # names of files, without regard to large and small letters
 # The classes of each split. The pictures of a class are counted from 1 in the order of their
 # ImageNet numbers (the 5 of n0153282900000005.jpg); those of the set are the bits that are 1, the
 # lowest of the first byte being picture 1.
-CLASSES: dict[str, dict[str, str]] = json.loads(
-    Path(__file__).with_name("class_splits").joinpath("miniimagenet.json").read_text()
-)
+CLASSES: dict[str, dict[str, str]] = read_list("miniimagenet")
 
 
 def load(root: str | None, size: int) -> DataSet:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -152,11 +153,17 @@ def load(sources: Mapping[str, DataSet], size: int) -> MixtureData:
         if not isinstance(source, DataSet):
             raise UserError(f"data.sources.{name}: it has no classes to mix with those of others")
         shapes[name] = source.outlines["test"].input_shape
-    first, *others = shapes
-    for name in others:
-        if shapes[name][1:] != shapes[first][1:]:
+    for first, name in combinations(shapes, 2):
+        if not same_but_for_grey(shapes[name], shapes[first]):
+            sized = shapes[name][1:] != shapes[first][1:]
             raise UserError(
                 f"data.size={size}: {first} has examples of shape {list(shapes[first])}, {name} of "
-                f"{list(shapes[name])}: set data.sources.{name}.size"
+                f"{list(shapes[name])}: "
+                + (f"set data.sources.{name}.size" if sized else "one network cannot take both")
             )
     return MixtureData(sources)
+
+
+def same_but_for_grey(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether examples of these shapes go together: alike, but for images of which one is grey."""
+    return a == b or (len(a) == len(b) == 3 and a[1:] == b[1:] and min(a[0], b[0]) == 1)

@@ -1,6 +1,7 @@
 """Pictures from files to splits: decoded in threads, straight into one tensor a split."""
 
 import logging
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +10,7 @@ from typing import IO, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from metarun.data.large_array import large_array
@@ -20,6 +21,17 @@ from metarun.tracking.progress import track
 
 log = logging.getLogger(__name__)
 
+# What Pillow raises: the last two for odd tags.
+DAMAGED = (OSError, SyntaxError, ValueError, TypeError, struct.error)
+TURNS = {  # what makes a picture upright, by its EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 AHEAD = 1000  # pictures that may wait to be taken
 SHOWN = 5  # names of files in one message
 
@@ -115,7 +127,7 @@ def decode(
             # is needed leaves the antialiased resize below to decide the pixels.
             if crop is None:  # which knows places in pixels of the whole
                 picture.draft(mode, (2 * size, 2 * size))
-            image = ImageOps.exif_transpose(picture)  # upright, as cameras and viewers mean it
+            image = upright(picture)
             if crop is not None:
                 image = crop(image)
             if image.mode.startswith("I;16"):  # Pillow would clip it to 255, all white
@@ -124,9 +136,16 @@ def decode(
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             square = ImageOps.fit(image.convert(mode), (size, size), Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (*DAMAGED, Image.DecompressionBombError):
         return None
     return np.atleast_3d(np.asarray(square)).transpose(2, 0, 1)
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """The picture as cameras and viewers mean it."""
+    # Not ImageOps.exif_transpose: it writes the other tags anew, and fails when one of them is odd.
+    turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    return picture if turn is None else picture.transpose(turn)
 
 
 def stretched(image: Image.Image, box: tuple[float, float, float, float], size: int) -> Image.Image:

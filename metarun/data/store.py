@@ -135,11 +135,19 @@ def write(path: Path, split: Split, made_from: dict[str, Any] | None = None) -> 
             metadata={"facts": facts, "checksum": checksum(split, facts)}
             | ({"made_from": json.dumps(made_from)} if made_from else {}),
         )
+        temporary.chmod(0o666 & ~umask())  # safetensors lets nobody else read it
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def umask() -> int:
+    """The permissions that new files of this process do not get."""
+    mask = os.umask(0)  # it can only be read by setting it
+    os.umask(mask)
+    return mask
 
 
 def read(path: Path, images: bool = True) -> Split:

@@ -4,7 +4,6 @@ Ren et al., "Meta-Learning for Semi-Supervised Few-Shot Classification", 2018: 3
 classes of 20 / 6 / 8 categories, all their pictures (779,165), 84×84 pixels.
 """
 
-import json
 import re
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from metarun.data import imagenet, pickles
+from metarun.data.class_lists import read_list
 from metarun.data.imagenet import Source
 from metarun.data.labelled_arrays import (
     Labelled,
@@ -26,9 +26,7 @@ from metarun.errors import UserError
 
 PREFIX = r"(tiered[-_]?imagenet[-_])?"
 
-CLASSES: dict[str, list[str]] = json.loads(
-    Path(__file__).with_name("class_splits").joinpath("tieredimagenet.json").read_text()
-)
+CLASSES: dict[str, list[str]] = read_list("tieredimagenet")
 
 
 def load(root: str | None, size: int) -> DataSet:

@@ -83,7 +83,7 @@ class Variable:
                 raise UserError("the data has no superclasses: use sampler.classes=any")
             return largest(split.superclass)
         if self.classes == "hierarchy":
-            nodes = inner_nodes(split.classes, self.least_way, LARGEST_NODE)
+            nodes, _ = self.nodes(split)
             return int(nodes.sum(dim=1).max()) if len(nodes) else 0
         return len(split.classes) if split.source is None else largest(split.source)
 
@@ -122,16 +122,28 @@ class Variable:
         least, source = self.least_way, split.source
         if self.classes == "superclass":
             return of_drawn_superclass(split.superclass, source, least, self.tasks, generator)
-        of_source = None
-        if source is not None:
-            of_source = of_drawn_group(source, least, self.tasks, generator)
         if self.classes == "any":
-            return of_source
-        nodes = inner_nodes(split.classes, least, LARGEST_NODE)  # [nodes, C]
+            return None if source is None else of_drawn_group(source, least, self.tasks, generator)
+        nodes, of_source = self.nodes(split)
         keys = torch.rand(self.tasks, len(nodes), generator=generator)
-        if of_source is not None:  # only nodes whose classes are all of that source
-            keys[(nodes & ~of_source[:, None]).any(dim=2)] = -1
+        if source is not None:  # those of one that has any
+            with_nodes = of_source.unique()
+            place = torch.randint(len(with_nodes), (self.tasks, 1), generator=generator)
+            keys[of_source != with_nodes[place]] = -1
         return nodes[keys.argmax(dim=1)]
+
+    def nodes(self, split: Examples) -> tuple[Tensor, Tensor]:
+        """The nodes that a task may come from [nodes, C], and the source of each [nodes].
+
+        A node above classes of several sources is none of theirs.
+        """
+        nodes = inner_nodes(split.classes, self.least_way, LARGEST_NODE)
+        source = split.source
+        if source is None:
+            return nodes, torch.zeros(len(nodes), dtype=torch.int64)
+        first = source.where(nodes, len(split.classes)).amin(dim=1)
+        last = source.where(nodes, -1).amax(dim=1)
+        return nodes[first == last], last[first == last]
 
     def queries(self, size: Tensor, present: Tensor) -> Tensor:
         """Query examples of each class of a task [T], from its classes' sizes [T, way]."""

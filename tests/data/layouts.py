@@ -187,3 +187,16 @@ def class_splits(name: str) -> dict[str, list[str]]:
     """The classes of each split of CIFAR-FS or FC100."""
     listed = read_list(name)
     return {split: [c for group in listed[split].values() for c in group] for split in SPLITS}
+
+
+def published(root: Path, pictures: int) -> Path:
+    """The archives of all these sets, in one folder, as one would keep them."""
+    as_tar(cifar_100(pictures), root / "cifar-100-python.tar.gz")
+    as_tar(cub(pictures), root / "CUB_200_2011.tgz")
+    as_tar(aircraft(pictures), root / "fgvc-aircraft-2013b.tar.gz")
+    as_tar(dtd(pictures), root / "dtd-r1.0.1.tar.gz")
+    flowers, labels = vgg_flower(pictures)
+    as_tar(flowers, root / "102flowers.tgz")
+    (root / "imagelabels.mat").write_bytes(labels)
+    as_zip(gtsrb(pictures), root / "GTSRB_Final_Training_Images.zip")
+    return root

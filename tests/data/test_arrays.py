@@ -128,6 +128,7 @@ def wrong(x=VECTORS, y=Y, **more):
         (wrong(x=np.array([["a"]] * 6)), "examples are numbers"),
         (wrong(x=np.where(VECTORS == 7, np.nan, VECTORS)), "row 3 of x has a number that is not"),
         (wrong(split=Y), "split has 10: give 0 (train), 1 (val) and 2 (test)"),
+        (wrong(split=Y - 20), "split has -20: give 0 (train), 1 (val) and 2 (test)"),
         (wrong(split=np.array(["train"] * 6)), "no class is in the split val"),
         (wrong(split=np.roll(SPLIT, 1)), "some rows"),
         (wrong(superclass=np.arange(6)), "class '0' has the superclass 3 in some rows and 5 in"),

@@ -1,11 +1,14 @@
+import io
 import json
 import os
+import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from metarun.data import image_folder
+from metarun.data.pictures import decode
 from metarun.errors import UserError
 
 OPTIONS = {
@@ -278,3 +281,17 @@ def test_a_change_of_the_pictures_is_noticed(tmp_path, monkeypatch):
     (tmp_path / "c" / "2.png").unlink()
     after = load(tmp_path)
     assert sum(len(after.open(split).x) for split in after.files) == 8
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_pictures_are_upright(orientation):
+    """As Pillow's own function makes them, whatever the other tags: here a width that is a text."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    turned = struct.pack("<HHIHH", 0x112, 3, 1, orientation, 0)
+    for entries in ([turned], [turned, struct.pack("<HHII", 0x100, 2, 1, 8)]):
+        exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + b"".join(entries)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG", exif=exif + bytes(4))
+        if len(entries) == 1:
+            wanted = np.asarray(ImageOps.exif_transpose(Image.open(file)))
+        assert np.array_equal(decode(file, 8, grey=False).transpose(1, 2, 0), wanted)

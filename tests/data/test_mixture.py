@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from metarun.data.mixture import Mixture, load
+from metarun.data.mixture import Mixture, load, same_but_for_grey
 from metarun.data.split import stack_classes
 from metarun.data.store import DataSet, prepare
 from metarun.episodes import gather
@@ -147,10 +147,22 @@ def test_data_of_a_mixture(tmp_path, monkeypatch):
     assert len(both.open("test").classes) == 6
 
 
+@pytest.mark.parametrize(("a", "b"), [((8,), (1,)), ((4,), (5,)), ((3, 4, 4), (4, 4, 4))])
+def test_only_a_grey_image_is_made_like_another(a, b):
+    """One feature is not eight, and three channels are not four."""
+    assert same_but_for_grey(a, a)
+    assert not same_but_for_grey(a, b)
+    assert not same_but_for_grey(b, a)
+    assert same_but_for_grey((1, 4, 4), (3, 4, 4))
+
+
 def test_sources_must_have_one_shape(tmp_path, monkeypatch):
     monkeypatch.setenv("METARUN_DATA", str(tmp_path))
     sources = {"a": data("a", 4, 3, 1), "b": data("b", 4, 3, 3, size=5)}
     with pytest.raises(UserError, match=r"a has examples of shape \[1, 4, 4\], b of \[3, 5, 5\]"):
         load(sources, size=4)
+    alike = {"grey": data("a", 4, 3, 1), "a": data("b", 4, 3, 3), "b": data("c", 4, 3, 4)}
+    with pytest.raises(UserError, match=r"\[3, 4, 4\], b of \[4, 4, 4\]: one network cannot take"):
+        load(alike, size=4)
     with pytest.raises(UserError, match=r"say of what, as in data=\[omniglot,glyphs\]"):
         load({}, size=4)

@@ -232,3 +232,14 @@ def test_a_home_folder_may_be_written_short(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("METARUN_DATA", "~/data")
     assert store.data_folder() == tmp_path / "data"
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path, monkeypatch):
+    """Prepared data can be shared: they are as readable as any file of the user's."""
+    monkeypatch.setenv("METARUN_DATA", str(tmp_path))
+    before = os.umask(0o027)
+    try:
+        data = store.prepare("made", "key", some_splits)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in data.files.values()} == {0o640}

@@ -228,3 +228,22 @@ def test_what_cannot_be_is_refused(changes, sizes, message):
         return
     with pytest.raises(UserError, match=message):
         sampler.check(split)
+
+
+def flat(classes):
+    return stack_classes({str(c): torch.zeros(20, 1) for c in range(classes)})
+
+
+def test_sources_without_a_node_take_no_part():
+    """A source of 450 classes without a tree has none small enough: all tasks are of the others,
+    which are equally likely."""
+    parts = {"large": flat(450), "a": flat(10), "b": flat(20), "few": flat(4)}
+    sampler, split = replace(SAMPLER, classes="hierarchy"), Mixture(parts, (1,))
+    sampler.check(split)
+    classes, ways = sampler.draw_classes(split, torch.Generator().manual_seed(0))
+    source = split.source[classes[:, 0]]
+    assert source.unique().tolist() == [1, 2]
+    assert (source == 1).float().mean().item() == pytest.approx(0.5, abs=0.06)  # 4 deviations
+    assert torch.equal(ways, torch.where(source == 1, 10, 20))
+    with pytest.raises(UserError, match="least_way=5, but the split has only 0 classes"):
+        sampler.check(Mixture({"a": flat(3), "b": flat(4)}, (1,)))

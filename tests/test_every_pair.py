@@ -1,0 +1,81 @@
+"""Every algorithm takes two steps on every image data set, in small archives of its layout."""
+
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+from PIL import Image
+
+from metarun import experiment
+from metarun.cli import conf_folder
+from metarun.data import miniimagenet, tieredimagenet
+from metarun.train import Plan, steps
+from tests.data import layouts
+from tests.data.test_omniglot import SMALL, write_archive
+
+ALGORITHMS = sorted(path.stem for path in (conf_folder() / "algo").glob("*.yaml"))
+NOT_FOR_TRAINING = {"gtsrb"}  # all of its classes are for testing
+NO_IMAGES = {"sinusoid", "harmonics", "csv", "npz", "safetensors", "features"}
+DATA = sorted(
+    {path.stem for path in (conf_folder() / "data").glob("*.yaml")} - NOT_FOR_TRAINING - NO_IMAGES
+)
+SMALL_TASKS = (
+    "way=3 query=1 sampler.tasks=2 eval.tasks=2 data.size=16 device=cpu tracker=none "
+    "backbone.width=4"
+).split()
+OF_DATA = {
+    "omniglot": ["data.splits=minimal"],
+    "mixture": ["+data@data.sources.dtd=dtd", "data.sources.dtd.size=16"],
+}
+OF_ALGORITHM = {
+    "mann": ["sampler.presentations=2"],
+    "reptile": ["sampler.shot=1", "sampler.query=1"],
+}
+PICTURES = 3  # of a class
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """All the archives in one folder, as one would keep them."""
+    folder = tmp_path_factory.mktemp("archives")
+    layouts.published(folder, PICTURES)
+    for name in SMALL:
+        write_archive(folder / f"{name}.zip")
+    for name, splits in {"mini": miniimagenet.CLASSES, "tiered": tieredimagenet.CLASSES}.items():
+        for split, classes in splits.items():
+            for wnid in classes:
+                paint(folder / f"{name}imagenet" / split / wnid)
+    for number in range(20):
+        paint(folder / "own" / str(number))
+    return folder
+
+
+def paint(folder: Path) -> None:
+    """Noise, as the pictures of a class."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for i in range(PICTURES):
+        x = random.integers(256, size=(16, 16, 3)).astype(np.uint8)
+        Image.fromarray(x).save(folder / f"{i}.png")
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("data", DATA)
+def test_two_steps(root, cache, monkeypatch, data, algo):
+    monkeypatch.setenv("METARUN_DATA", str(cache))
+    where = root / "own" if data == "image_folder" else root
+    key = "data.sources.dtd.root" if data == "mixture" else "data.root"
+    overrides = [f"data={data}", f"algo={algo}", *SMALL_TASKS, *OF_DATA.get(data, [])]
+    overrides += [f"{key}={where}", *OF_ALGORITHM.get(algo, [])]
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = hydra.compose("config", overrides)
+    parts = experiment.build_parts(config)
+    before = parts.training.algorithm.state_dict()
+    before = {name: tensor.clone() for name, tensor in before.items() if hasattr(tensor, "clone")}
+    train = parts.data.open("train").to(parts.device.torch_device)
+    taken = steps(parts.training, Plan(**config.train), parts.sampler, train, parts.device)
+    for _ in range(2):
+        assert next(taken)["loss"].isfinite()
+    after = parts.training.algorithm.state_dict()
+    assert any((after[name] != tensor).any() for name, tensor in before.items())
