@@ -31,6 +31,9 @@ class FixedEpisodes(Protocol):
     def batch(self, rows: slice) -> Episodes:
         """Those of the tasks, on the device."""
 
+    def part(self, rows: slice) -> "FixedEpisodes":
+        """The list of those of the tasks alone."""
+
     @property
     def sha256(self) -> str:
         """Identifies the episodes: results with equal values can be paired episode by episode."""
@@ -49,6 +52,10 @@ class RowEpisodes:
     def batch(self, rows: slice) -> Episodes:
         """Those of the tasks, on the split's device."""
         return gather(self.split, self.rows.of_tasks(rows))
+
+    def part(self, rows: slice) -> "RowEpisodes":
+        """The list of those of the tasks alone."""
+        return replace(self, rows=self.rows.of_tasks(rows))
 
     def embedded(self, backbone: nn.Module, tasks: int) -> "RowEpisodes | None":
         """These tasks with the features of `backbone` for examples, each computed once.
@@ -93,6 +100,10 @@ class FunctionEpisodes:
         """Those of the tasks, on the device."""
         support_x, support_y, query_x, query_y = (t[rows].to(self.device) for t in self.tensors)
         return Episodes(support_x, support_y, query_x, query_y, way=1)
+
+    def part(self, rows: slice) -> "FunctionEpisodes":
+        """The list of those of the tasks alone."""
+        return replace(self, tensors=tuple(tensor[rows] for tensor in self.tensors))
 
     @property
     def sha256(self) -> str:
