@@ -60,11 +60,11 @@ class Step:
         return {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}}
 
     def of_all_ranks(self, figures: Figures) -> Figures:
-        """The figures of the whole meta-batch, and its gradient in the place of this rank's: both
-        are means over tasks."""
-        ranks.add_up(
-            [p.grad for p in self.algorithm.parameters() if p.grad is not None], self.share
-        )
+        """The figures of the whole meta-batch; its gradient, and what it leaves in buffers, in the
+        place of this rank's. All are means over tasks."""
+        gradient = [p.grad for p in self.algorithm.parameters() if p.grad is not None]
+        left = [b for b in self.algorithm.buffers() if b.is_floating_point()]
+        ranks.add_up([*gradient, *left], self.share)
         values = torch.stack([value.double() for value in figures.values()])
         ranks.add_up([values], self.share)
         return dict(zip(figures, values, strict=True))
@@ -102,33 +102,41 @@ def chunks(batch: Any, size: int) -> Iterator[Any]:
 
 def refuse_chunks(algorithm: Algorithm, chunk: int) -> None:
     """Raise UserError when the algorithm cannot compute `chunk` tasks at a time."""
-    refuse_parts(algorithm, f"sampler.chunk={chunk}", "set sampler.chunk=0")
+    asked, instead = f"sampler.chunk={chunk}", "set sampler.chunk=0"
+    refuse_shared_statistics(algorithm, asked, instead)
+    refuse_memory(algorithm, asked, instead)
 
 
 def refuse_ranks(algorithm: Algorithm, sampler: Sampler, size: int) -> None:
     """Raise UserError when `size` ranks cannot share the tasks that the sampler draws."""
     if not hasattr(sampler, "chunk"):
         raise UserError(
-            f"{size} ranks share the tasks of a meta-batch, but {type(sampler).__name__} draws "
-            "none: use one process"
+            f"{size} ranks share the tasks of a meta-batch, and {type(sampler).__name__} draws no "
+            "tasks: use one process"
         )
     if sampler.tasks < size:
         raise UserError(
             f"{size} ranks share the tasks of a meta-batch, but sampler.tasks={sampler.tasks}: "
             f"set it to {size} or more, or use fewer ranks"
         )
-    refuse_parts(algorithm, f"{size} ranks", "use one process")
+    asked, instead = f"{size} ranks", "use one process"
+    refuse_shared_statistics(algorithm, asked, instead)
+    if not getattr(algorithm, "averages", False):
+        refuse_memory(algorithm, asked, instead)
 
 
-def refuse_parts(algorithm: Algorithm, asked: str, instead: str) -> None:
-    """Raise UserError when the algorithm's loss for some of the tasks depends on the others, or
-    leaves something behind for the next call."""
+def refuse_shared_statistics(algorithm: Algorithm, asked: str, instead: str) -> None:
+    """Raise UserError when the algorithm's loss for some of the tasks depends on the others."""
     if "running" in modes_of(algorithm.modules()):
         raise UserError(
             f"{asked}: batch norm of mode running takes its statistics over all the tasks at once: "
             "set backbone.batch_norm (and algo.batch_norm, if there is one) to batch or support, "
             f"or {instead}"
         )
+
+
+def refuse_memory(algorithm: Algorithm, asked: str, instead: str) -> None:
+    """Raise UserError when the algorithm's loss leaves something behind for the next call."""
     if remembers(algorithm):
         raise UserError(
             f"{asked}: {type(algorithm).__name__} keeps something from one meta-batch for the "

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,15 +15,23 @@ import pytest
 import torch
 
 from metarun import ranks
+from metarun.data.split import stack_classes
 from metarun.errors import UserError
+from metarun.samplers.share import own_share
+from metarun.samplers.uniform import Uniform
+from metarun.samplers.variable import Variable
+from metarun.seeds import stream
+from tests.algos.tasks import normal
 from tests.conftest import QUICK
 
 SGD = ["optim=sgd", "optim.lr=0.1", "backbone.batch_norm=batch"]  # Adam makes much of rounding
 SHARED = {  # three tasks: one rank has two of them
     "maml": ["algo=maml", "sampler.tasks=3", *SGD],
     "anil": ["algo=anil", "sampler.tasks=3", *SGD, "train.clip_norm=0.5"],
+    "mamlpp": ["algo=mamlpp", "sampler.tasks=3", *SGD],
     "protonet": ["algo=protonet", "sampler.tasks=3", *SGD],
 }
+VARIABLE = Variable(5, 2, 0, 0, 3, 20, 8, 0.5, 2.0, "any", tasks=5)
 PATIENCE = 240  # seconds, on a machine that does much else
 
 # Runs one command line after another, each with a meeting place of its own.
@@ -119,17 +128,15 @@ def test_two_ranks_equal_one_process(metarun, monkeypatch, pictures):
     lines["tested"] = line("tested", "algo=maml", "mode=test", *SGD)
     lines["tested"].append("checkpoint=outputs/maml/checkpoints/best.pt")
     lines["few"] = line("few", *SHARED["maml"], "sampler.tasks=1")
-    lines["running"] = line("running", *SHARED["protonet"], "backbone.batch_norm=running")
     lines["taken"] = line("maml", *SHARED["maml"])
     lines["lonely"] = line("lonely", *SHARED["maml"], "data.root=${oc.env:PICTURES}")
-    lines["prepare"] = line("prepare", "mode=prepare")
     codes, (said, nothing) = in_two_ranks(metarun.folder, lines)
 
-    refused = ["few", "running", "taken", "lonely", "prepare"]
+    refused = ["few", "taken", "lonely"]
     assert codes == 2 * [dict.fromkeys(refused, 2)]
     assert "metarun" not in nothing
     found = [line for line in said.splitlines() if line.startswith("metarun: ")]
-    expected = ["sampler.tasks=1", "mode running", "already holds a run", "nowhere", "one process"]
+    expected = ["sampler.tasks=1", "already holds a run", "nowhere"]
     for text, part in zip(found, expected, strict=True):
         assert part in text
     assert {path.name for path in outputs.iterdir()} == {
@@ -179,12 +186,54 @@ def test_a_signal_to_one_rank_stops_both(metarun):
     assert steps == list(range(1, step + 3))
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("algo=maml eval.val_episodes=2", "eval.val_episodes=2: give each of the 3 ranks at least"),
+        (
+            "algo=reptile sampler.tasks=2",
+            "sampler.tasks=2: set it to 3 or more, or use fewer ranks",
+        ),
+        ("sampler.tasks=3", "3 ranks: batch norm of mode running .* or use one process"),
+        (
+            "algo=siamese",
+            "and PairSampler draws no tasks: use one process",
+        ),
+        ("mode=prepare", "mode=prepare is for one process: leave out torchrun"),
+        ("-m seed=0,1", "-m is for one process: leave out torchrun"),
+    ],
+)
+def test_what_ranks_cannot_share(metarun, monkeypatch, typed, said):
+    monkeypatch.setattr(ranks, "size", lambda: 3)
+    assert re.search(said, metarun.error(*metarun.data, *QUICK, *typed.split()))
+
+
+def one_of(size, rank):
+    """What `ranks.group` gives this rank."""
+    return SimpleNamespace(get_rank=lambda: rank, get_world_size=lambda: size)
+
+
+@pytest.mark.parametrize("sampler", [Uniform(3, 1, 2, tasks=5), VARIABLE])
+def test_every_rank_draws_the_same_tasks(monkeypatch, sampler):
+    """And computes its own of them, whether or not their rows are drawn first."""
+    split = stack_classes({str(c): normal(12, 4, seed=c) for c in range(6)})
+    whole, parts, generators = sampler(split, stream(0, "train")), [], []
+    for rank in range(2):
+        monkeypatch.setattr(ranks, "group", lambda rank=rank: one_of(2, rank))
+        generators.append(stream(0, "train"))
+        own, share = own_share(sampler)
+        parts.append(own(split, generators[-1]))
+        assert (own.tasks, share) == (5, len(parts[-1].query_y) / 5)
+    for tensor, *of_ranks in zip(whole[:4], *(part[:4] for part in parts), strict=True):
+        assert torch.equal(torch.cat(of_ranks), tensor)
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
+
+
 @pytest.mark.parametrize(("count", "size"), [(8, 2), (7, 3), (5, 5), (2, 3), (0, 2)])
 def test_shares_are_even_and_leave_nothing_out(monkeypatch, count, size):
     shares = []
     for rank in range(size):
-        group = SimpleNamespace(get_rank=lambda rank=rank: rank, get_world_size=lambda: size)
-        monkeypatch.setattr(ranks, "group", lambda group=group: group)
+        monkeypatch.setattr(ranks, "group", lambda rank=rank: one_of(size, rank))
         shares.append(range(count)[ranks.share(count)])
     assert list(chain(*shares)) == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
