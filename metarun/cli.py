@@ -26,7 +26,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun import config as schema
-from metarun import runfolder
+from metarun import ranks, runfolder
 from metarun.errors import Interrupted, UserError
 from metarun.help import choice_files, help_text
 from metarun.tables import cells
@@ -82,6 +82,9 @@ def job(config: DictConfig) -> float | None:
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
     try:
+        if ranks.size() > 1 and config.mode not in ("train", "test"):
+            runfolder.remove_empty(folder)
+            raise UserError(f"mode={config.mode} is for one process: leave out torchrun")
         if config.mode in ("prepare", "verify"):
             runfolder.remove_empty(folder)  # Hydra made it
             print(experiment.prepare(config, names["data"]))
@@ -136,7 +139,9 @@ def go_on(hydra_config: HydraConf, name: str, folder: Path) -> list[str]:
     mine = [source.path for source in sources if source.provider == "command-line"]
     config_dir = [word for path in mine for word in ("--config-dir", path)]
     again = [o for o in hydra_config.overrides.task if not o.startswith(("name=", "resume="))]
-    command = ["metarun", *config_dir, *again, f"name={name}", "resume=auto"]
+    local = os.environ.get("LOCAL_WORLD_SIZE", ranks.size())
+    torchrun = ["torchrun", f"--nproc-per-node={local}", "-m"] if ranks.size() > 1 else []
+    command = [*torchrun, "metarun", *config_dir, *again, f"name={name}", "resume=auto"]
     if any(o.startswith("hydra.run.dir=") for o in hydra_config.overrides.hydra):
         command.append(f"hydra.run.dir={folder}")
     return command
@@ -146,6 +151,9 @@ def main() -> None:
     """The console script."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out whole, to be told here
     try:
+        if ranks.expected() > 1:
+            load_torch()
+            ranks.join()
         arguments = parsed_arguments()
         if arguments.help:
             folders = [conf_folder(), *map(Path, filter(None, [arguments.config_dir]))]
@@ -154,11 +162,13 @@ def main() -> None:
         if arguments.shell_completion or arguments.hydra_help or arguments.info:
             job()
             return
-        jobs = check(arguments.overrides, arguments.config_dir)
+        with ranks.agreed():
+            jobs = check(arguments.overrides, arguments.config_dir)
         if arguments.multirun:
             run_sweep(arguments, jobs)
         else:
             job()
+        ranks.part()
     except UserError as error:
         leave(str(error))
     except MissingConfigException as error:
@@ -184,6 +194,8 @@ def parsed_arguments() -> argparse.Namespace:
             raise UserError(f"{spelled}: not in metarun: use --config-dir DIR and experiment=NAME")
     if arguments.multirun and arguments.cfg:
         raise UserError("--cfg shows one run's config: leave out -m")
+    if arguments.multirun and ranks.size() > 1:
+        raise UserError("-m is for one process: leave out torchrun, or start it for each run")
     given = arguments.overrides + later  # argparse takes no more once an option followed some
     options = [word for word in sys.argv[1:] if word not in given]
     folders = [conf_folder(), *map(Path, filter(None, [arguments.config_dir]))]
@@ -324,8 +336,10 @@ def mixture_spelled_out(override: str, folders: list[Path]) -> list[str]:
 
 
 def leave(text: str, code: int = 2) -> NoReturn:
-    """Say why in one line, and exit."""
-    print(f"metarun: {text}", file=sys.stderr)
+    """Say why in one line, which is the first rank's to say, and exit."""
+    if ranks.rank() == 0:
+        print(f"metarun: {text}", file=sys.stderr, flush=True)
+    ranks.let_first_speak()
     sys.exit(code)
 
 

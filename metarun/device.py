@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from metarun import ranks
 from metarun.errors import UserError
 
 
@@ -47,13 +48,18 @@ class Device:
 
 
 def choose(name: str, precision: str, deterministic: bool, graph: bool = False) -> Device:
-    """The device a run asked for, with torch set up for it. Raises UserError if it is not there."""
+    """The device a run asked for, with torch set up for it; of several GPUs each rank has its own.
+
+    Raises UserError if it is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError("device=cuda, but torch sees no NVIDIA GPU here: use device=cpu")
+        if ranks.size() > 1:
+            device = own_gpu(device)
         if (device.index or 0) >= torch.cuda.device_count():
             raise UserError(
                 f"device.name={name}, but there are {torch.cuda.device_count()} GPUs: "
@@ -74,6 +80,22 @@ def choose(name: str, precision: str, deterministic: bool, graph: bool = False) 
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     return Device(device, precision, graph)
+
+
+def own_gpu(asked: torch.device) -> torch.device:
+    """This rank's GPU. Raises UserError if it has none, or one is `asked` for by its number."""
+    if asked.index is not None:
+        raise UserError(
+            f"device.name={asked}: ranks cannot share a GPU: with device.name=cuda each has its own"
+        )
+    own, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if own >= gpus:
+        raise UserError(
+            f"rank {own} of this machine has no GPU, there are {gpus}: use "
+            f"--nproc-per-node={gpus}, or device=cpu"
+        )
+    torch.cuda.set_device(own)
+    return torch.device("cuda", own)
 
 
 def keep_freed_memory() -> None:

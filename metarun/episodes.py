@@ -1,7 +1,7 @@
 """The batches that flow from samplers to algorithms. The first dimension is always the task."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -130,6 +130,11 @@ def gather(split: Examples, rows: Rows) -> Episodes:
     ways = None if ways is None else ways.to(split.device)
     places = support.shape[1]
     return Episodes(x[:, :places], support_y, x[:, places:], query_y, way, ways)
+
+
+def of_tasks(batch: Any, chosen: slice) -> Any:
+    """Those of the tasks of a batch, which is a named tuple of tensors [T, ...] and numbers."""
+    return batch._make(v[chosen] if isinstance(v, Tensor) else v for v in batch)
 
 
 def refuse_other_way(episodes: Episodes, way: int) -> None:

@@ -32,6 +32,9 @@ class FixedEpisodes(Protocol):
     def batch(self, rows: slice) -> Episodes:
         """Those of the tasks, on the device."""
 
+    def part(self, rows: slice) -> "FixedEpisodes":
+        """The list of those of the tasks alone."""
+
     @property
     def disjoint(self) -> int:
         """How many tasks without a common example their examples would make."""
@@ -54,6 +57,10 @@ class RowEpisodes:
     def batch(self, rows: slice) -> Episodes:
         """Those of the tasks, on the split's device."""
         return gather(self.split, self.rows.of_tasks(rows))
+
+    def part(self, rows: slice) -> "RowEpisodes":
+        """The list of those of the tasks alone."""
+        return replace(self, rows=self.rows.of_tasks(rows))
 
     def embedded(self, backbone: nn.Module, tasks: int) -> "RowEpisodes | None":
         """These tasks with the features of `backbone` for examples, each computed once.
@@ -103,6 +110,10 @@ class FunctionEpisodes:
         """Those of the tasks, on the device."""
         support_x, support_y, query_x, query_y = (t[rows].to(self.device) for t in self.tensors)
         return Episodes(support_x, support_y, query_x, query_y, way=1)
+
+    def part(self, rows: slice) -> "FunctionEpisodes":
+        """The list of those of the tasks alone."""
+        return replace(self, tensors=tuple(tensor[rows] for tensor in self.tensors))
 
     @property
     def disjoint(self) -> int:

@@ -4,7 +4,7 @@ import inspect
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from metarun import checkpoint, report, runfolder
+from metarun import checkpoint, ranks, report, runfolder
 from metarun.augment.sequence import Augment
 from metarun.confidence import mean_and_ci95, mean_of_means
 from metarun.config import UNSEEN, differences, is_allowed, targets
@@ -41,9 +41,10 @@ from metarun.provenance import provenance
 from metarun.samplers.functions import Functions
 from metarun.seeds import stream, stream_seed
 from metarun.signals import StopSignals
-from metarun.step import refuse_chunks
+from metarun.step import refuse_chunks, refuse_ranks
 from metarun.tracking import jsonlines, pictures
 from metarun.tracking.console import Console
+from metarun.tracking.jsonlines import Record
 from metarun.tracking.trackers import Trackers
 from metarun.tracking.weights_and_biases import WeightsAndBiases
 from metarun.train import Plan, Progress, Training, fit
@@ -69,22 +70,26 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
 
     `names` are what the command line calls the data, augment, algo, backbone and sweep; `texts` are
     files to keep in the folder. What the user can put right raises UserError, before long work
-    starts wherever it can be known by then.
+    starts wherever it can be known by then. Of several ranks the first alone uses the folder, and
+    returns something.
     """
     started = time.time()
-    with StopSignals() as stop, runfolder.claimed(folder):
-        earlier = runfolder.earlier(folder, config.resume, config.mode)
+    with StopSignals() as stop, runfolder.claimed_by_first(folder):
+        earlier = ranks.from_first(lambda: runfolder.earlier(folder, config.resume, config.mode))
         if earlier and is_done(earlier, config):
             Console(config.train.steps).finish({**earlier, "folder": str(folder)})
             return earlier
 
-        content = saved_state(config, folder, going_on=earlier is not None)
-        parts = build_parts(config)
-        if content and config.mode == "test":
-            checkpoint.restore_weights(parts.training.algorithm, content)
-            parts.training.progress = Progress(**content["progress"])
-        elif content:
-            checkpoint.restore(parts.training, content, parts.data.checksum)
+        content = ranks.from_first(
+            lambda: saved_state(config, folder, going_on=earlier is not None)
+        )
+        with ranks.agreed():
+            parts = build_parts(config)
+            restore(parts, content)
+        refuse_other_data(parts.data)
+        if ranks.rank():
+            assist(parts, folder, stop)
+            return {}
         results = {
             "status": "running",
             "mode": config.mode,
@@ -104,7 +109,7 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
             try:
                 peak_memory = (earlier or {}).get("train", {}).get("peak_memory_mib")
                 if config.mode == "train":
-                    peak_memory = train(parts, folder, trackers, stop) or peak_memory
+                    peak_memory = train(parts, folder, trackers.log, stop) or peak_memory
                 results |= report.training_facts(
                     parts.training.progress, parts.data.metric, peak_memory
                 )
@@ -150,6 +155,32 @@ def saved_state(config: DictConfig, folder: Path, going_on: bool) -> dict[str, A
     return None
 
 
+def restore(parts: Parts, content: dict[str, Any] | None) -> None:
+    """Put the parts into the saved state, if there is one; each rank has noise of its own."""
+    config, training = parts.config, parts.training
+    if content and config.mode == "test":
+        checkpoint.restore_weights(training.algorithm, content)
+        training.progress = Progress(**content["progress"])
+    elif content:
+        checkpoint.restore(training, content, parts.data.checksum)
+    if rank := ranks.rank():
+        torch.manual_seed(stream_seed(config.seed, f"noise/{rank}/{training.progress.step}"))
+
+
+def refuse_other_data(data: Data) -> None:
+    """Raise UserError on all ranks unless they have the same data."""
+    for rank, checksum in enumerate(ranks.gathered(data.checksum)):
+        if checksum != data.checksum:
+            raise UserError(f"data={data.name} is not the same for rank {rank} as for others")
+
+
+def assist(parts: Parts, folder: Path, stop: StopSignals) -> None:
+    """Do this rank's share of the training and of the test, which the first rank tells about."""
+    if parts.config.mode == "train":
+        train(parts, folder, lambda record: None, stop)
+    score(parts, episodes_of(parts, "test", parts.config.eval.episodes), measures=True)
+
+
 def build_parts(config: DictConfig) -> Parts:
     """The parts the config names, checked against each other; the weights drawn from its seed."""
     device = choose(**config.device)
@@ -171,6 +202,8 @@ def build_parts(config: DictConfig) -> Parts:
     chunk = getattr(sampler, "chunk", 0)
     if config.mode == "train" and 0 < chunk < sampler.tasks:
         refuse_chunks(algorithm, chunk)
+    if ranks.size() > 1:
+        refuse_too_many_ranks(config, algorithm, sampler)
     torch.manual_seed(stream_seed(config.seed, "noise"))  # of dropout and the like
     optimizer, schedule = build_optimizer(config, algorithm)
     generator = stream(config.seed, "train")
@@ -178,6 +211,17 @@ def build_parts(config: DictConfig) -> Parts:
     parts = Parts(config, device, data, sampler, test_sampler, training, augment, network)
     rehearse(parts)
     return parts
+
+
+def refuse_too_many_ranks(config: DictConfig, algorithm: Algorithm, sampler: Sampler) -> None:
+    """Raise UserError when there is not some work for every rank, which does not need the rest."""
+    if config.mode == "train":
+        refuse_ranks(algorithm, sampler, ranks.size())
+    for key in ("episodes", "val_episodes") if config.mode == "train" else ("episodes",):
+        if config.eval[key] < ranks.size():
+            raise UserError(
+                f"eval.{key}={config.eval[key]}: give each of the {ranks.size()} ranks at least one"
+            )
 
 
 def refuse_another_kind(
@@ -224,10 +268,10 @@ def refuse_unsuited_augmentation(augment: Augment | None, data: Data) -> None:
 def rehearse(parts: Parts) -> None:
     """Answer one episode, so that what does not fit together is known before training starts."""
     if parts.config.mode == "test":
-        score(parts, episodes_of(parts, "test", 1))
+        own_figures(parts, episodes_of(parts, "test", 1))
     else:
         with parts.data.sealed("test"):
-            score(parts, episodes_of(parts, "val", 1))
+            own_figures(parts, episodes_of(parts, "val", 1))
 
 
 def build_optimizer(config: DictConfig, algorithm: Algorithm) -> tuple[Optimizer, LRScheduler]:
@@ -319,7 +363,9 @@ def refuse_impossible_tasks(
             raise UserError(f"{split} split: {error}") from None
 
 
-def train(parts: Parts, folder: Path, trackers: Trackers, stop: StopSignals) -> float | None:
+def train(
+    parts: Parts, folder: Path, log: Callable[[Record], None], stop: StopSignals
+) -> float | None:
     """Meta-train to the end of the plan; the test split stays closed meanwhile.
 
     Returns the most memory that was in use, in MiB (`Device.peak_memory`); None if no step was left
@@ -336,6 +382,8 @@ def train(parts: Parts, folder: Path, trackers: Trackers, stop: StopSignals) -> 
             return overall(score(parts, val_episodes), parts.data.metric)
 
         def save(best: bool) -> None:
+            if ranks.rank():
+                return
             content = checkpoint.state(training, plain(config), parts.data.checksum)
             # The best first: last.pt never speaks of a best.pt that is not there yet.
             for path in [best_path, last_path] if best else [last_path]:
@@ -351,14 +399,19 @@ def train(parts: Parts, folder: Path, trackers: Trackers, stop: StopSignals) -> 
             metric=parts.data.metric,
             validate=validate,
             save=save,
-            stop=stop,
+            stop=lambda: ranks.on_any(stop()),
         ):
-            trackers.log(record)
+            log(record)
         stop.wait = False
     peak_memory = parts.device.peak_memory() / 2**20
-    if best_path.exists():  # not after train.steps=0
-        training.algorithm.load_state_dict(checkpoint.load(best_path)["algorithm"])
+    if best := ranks.from_first(lambda: weights(best_path)):
+        training.algorithm.load_state_dict(best)
     return peak_memory if training.progress.step > first_step else None
+
+
+def weights(path: Path) -> dict[str, Any] | None:
+    """The algorithm's saved state, if there is one: none after train.steps=0."""
+    return checkpoint.load(path)["algorithm"] if path.exists() else None
 
 
 def training_split(parts: Parts) -> Any:
@@ -447,7 +500,27 @@ def score(
     parts: Parts, episodes: dict[str, FixedEpisodes], measures: bool = False
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Each episode's figures [E], by source and name: accuracy or mse, and the algorithm's own
-    `measures`."""
+    `measures`. Every rank computes its share of them."""
+    with ranks.agreed():
+        own = {
+            source: of_source.part(ranks.share(len(of_source)))
+            for source, of_source in episodes.items()
+        }
+        figures = own_figures(parts, own, measures)
+    all_figures = ranks.gathered(figures)
+    return {
+        source: {
+            name: torch.cat([figures[source][name] for figures in all_figures])
+            for name in of_source
+        }
+        for source, of_source in figures.items()
+    }
+
+
+def own_figures(
+    parts: Parts, episodes: dict[str, FixedEpisodes], measures: bool = False
+) -> dict[str, dict[str, torch.Tensor]]:
+    """As `score`, of all the episodes by this process alone."""
     return {
         source: answers(
             parts.training.algorithm,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from metarun import ranks
 from metarun.interfaces import Algorithm
 from metarun.step import Figures, counts_in_python
 
@@ -130,9 +131,12 @@ def obstacle(algorithm: Algorithm, optimizer: Optimizer) -> str | None:
         return f"{type(algorithm).__name__} does not do the same in every step"
     if not all(group.get("fused") for group in optimizer.param_groups):
         return f"{type(optimizer).__name__} has no fused form here"
+    if ranks.size() > 1:
+        return "ranks exchange their gradients in every step"
     return None
 
 
 def tell(why: str) -> None:
     """One line on stderr: no graph, and why."""
-    print(f"metarun: device.graph: {why}: going on without a graph", file=sys.stderr)
+    if ranks.rank() == 0:
+        print(f"metarun: device.graph: {why}: going on without a graph", file=sys.stderr)

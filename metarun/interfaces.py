@@ -1,11 +1,14 @@
 """What a data set, a sampler and an algorithm are. Nothing inherits from these: methods are enough.
 
-An algorithm may have five things more, which are used where they are found:
+An algorithm may have six things more, which are used where they are found:
     regression = True               it predicts real values too, not classes alone;
     features_suffice = True         `predict` and `measures` see examples through `backbone` alone,
                                     so that a test need embed each of them but once;
     tasks_apart = True              its loss is the mean of the tasks' own, none of which depends on
                                     the others, so that a few at a time will do as well;
+    averages = True                 what its loss leaves behind, for the next, in floating-point
+                                    buffers are means over tasks, as its gradient is, so that ranks
+                                    may add up theirs;
     measures(episodes)              {name: values [T]}, what its paper reports beside the accuracy,
                                     computed on the test episodes and found in results.json; with
                                     the accuracy itself (or mse) first, if that comes with it;

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import metarun
+from metarun import ranks
 
 PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb", "pillow")
 
@@ -29,6 +30,7 @@ def provenance(device: torch.device) -> dict[str, object]:
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "ranks": ranks.size(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
     }
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from metarun import ranks
 from metarun.backbones.batch_norm import modes_of
 from metarun.data.mixture import MixtureData
 from metarun.data.store import DataSet
@@ -31,7 +32,7 @@ def header(
         "test task": f"{task_kind(test, data.metric)}, {test['episodes']} episodes",
         "algorithm": f"{names['algo']}, {parameters(algorithm):,} parameters",
         "backbone": f"{names['backbone']}, {network_line(network)}",
-        "device": str(device),
+        "device": str(device) + (f", {ranks.size()} ranks" if ranks.size() > 1 else ""),
         "seed": str(config["seed"]),
     }
     if config["mode"] == "train":

@@ -5,12 +5,13 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from metarun import ranks
 from metarun.errors import UserError
 
 
@@ -30,6 +31,18 @@ def claimed(folder: Path) -> Iterator[None]:
             (folder / ".lock").unlink(missing_ok=True)
             folder.rmdir()
         lock.release()
+
+
+@contextmanager
+def claimed_by_first(folder: Path) -> Iterator[None]:
+    """The folder, claimed by the first rank for all of them; that of another, if empty, is gone."""
+    with ExitStack() as stack:
+        try:
+            ranks.from_first(lambda: stack.enter_context(claimed(folder)))
+        finally:
+            if ranks.rank():
+                remove_empty(folder)  # Hydra made it
+        yield
 
 
 def remove_empty(folder: Path) -> None:

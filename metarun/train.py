@@ -17,6 +17,7 @@ from metarun.errors import Interrupted, UserError
 from metarun.graph import CapturedStep, CudaGraph, obstacle, tell
 from metarun.interfaces import Algorithm, RowSampler, Sampler
 from metarun.samplers.ahead import rows_ahead
+from metarun.samplers.share import own_share
 from metarun.step import Figures, Step
 from metarun.tracking.jsonlines import Record
 
@@ -77,7 +78,8 @@ def fit(
 
     `validate()` gives `metric` ("accuracy", "mse") on the validation episodes and its half-width;
     `save(best)` stores `training`; when `stop()` turns true, the state is saved and Interrupted
-    raised. A loss that is not finite raises UserError, and nothing is saved after it.
+    raised. A loss that is not finite raises UserError, and nothing is saved after it. Several ranks
+    train in step when `validate` and `stop` say the same on all of them.
     """
     now, algorithm = training.progress, training.algorithm
     algorithm.train()
@@ -119,7 +121,7 @@ def fit(
             }
             save(best)  # after its record: what a killed run logged past its checkpoint is redone
             window.restart()
-        if stopping or stop():
+        if stopping or (validating and stop()):
             save(False)
             raise Interrupted(f"stopped at step {now.step} of {plan.steps}")
 
@@ -129,7 +131,9 @@ def steps(
 ) -> Iterator[Figures]:
     """Take one step after another, each when its figures are asked for."""
     algorithm, optimizer = training.algorithm, training.optimizer
-    step = Step(algorithm, optimizer, device, plan.clip_norm, getattr(sampler, "chunk", None))
+    sampler, share = own_share(sampler)
+    chunk = getattr(sampler, "chunk", None)
+    step = Step(algorithm, optimizer, device, plan.clip_norm, chunk, share)
     resident = isinstance(split, Split) and split.x.is_cuda
     if not (isinstance(sampler, RowSampler) and resident):
         if device.graph:

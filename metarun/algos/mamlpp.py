@@ -46,6 +46,7 @@ class MAMLPlusPlus(nn.Module):
     """
 
     regression = True
+    averages = True
 
     def __init__(
         self,

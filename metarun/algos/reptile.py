@@ -44,6 +44,7 @@ class Reptile(nn.Module):
     """
 
     regression = True
+    averages = True
     second_moment: Tensor  # [P]
     updates: Tensor  # number of inner steps that it has seen
 
