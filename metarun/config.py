@@ -25,6 +25,7 @@ TARGETS = (
 CHOICES = {
     "mode": ("train", "test", "embed", "prepare", "verify"),
     "resume": ("none", "auto"),
+    "data.background": ("original", "small1", "small2"),
     "data.crop": ("none", "box"),
     "device.precision": ("fp32", "tf32", "bf16"),
     "tracker.mode": ("auto", "online", "offline", "disabled"),
