@@ -152,10 +152,10 @@ def labels(run: str, text: str) -> dict[str, str]:
     A line of `text` reads `run01/test/item01.png run01/training/class08.png`. Raises ValueError
     unless each of the twenty items has a class of its own.
     """
-    pairs = dict(tuple(line.split()) for line in text.splitlines() if line.strip())
-    class_of = {
-        item.removeprefix(f"{run}/"): c.removeprefix(f"{run}/") for item, c in pairs.items()
-    }
+    class_of = {}
+    for line in filter(str.strip, text.splitlines()):
+        item, training = (path.removeprefix(f"{run}/") for path in line.split())
+        class_of[item] = training
     if sorted(class_of) != ITEMS or sorted(class_of.values()) != CLASSES:
         raise ValueError(f"{LABELS} does not give each of the 20 test drawings a class of its own")
     return class_of
