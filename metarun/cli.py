@@ -23,6 +23,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun import config as schema
+from metarun import rerun
 from metarun.errors import Interrupted, UserError
 from metarun.help import choice_files, help_text
 
@@ -56,8 +57,7 @@ def job(config: DictConfig) -> float | None:
         ".hydra/hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_config})),
         ".hydra/overrides.yaml": OmegaConf.to_yaml(hydra_config.overrides.task),
     }
-    folder = Path(hydra_config.runtime.output_dir)
-    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    folder = from_here(Path(hydra_config.runtime.output_dir))
     try:
         if config.mode in ("prepare", "verify"):
             runfolder.remove_empty(folder)  # Hydra made it
@@ -74,6 +74,40 @@ def job(config: DictConfig) -> float | None:
         print(f"metarun: job {hydra_config.job.num}: {error}", file=sys.stderr)
         raise  # the other jobs go on
     return results["test"][results["test"]["metric"]] if "test" in results else 0.0
+
+
+def from_here(folder: Path) -> Path:
+    """The absolute path `folder`, as it is called from the current folder if it is below that."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def repeat(arguments: argparse.Namespace) -> int:
+    """rerun=FOLDER: that run once more, in a new folder; 0 if it came to the same, else 1."""
+    if arguments.multirun or arguments.cfg:
+        raise UserError("rerun= repeats one run: leave out -m and --cfg")
+    typed = schema.flat(plain(OmegaConf.from_dotlist(arguments.overrides)))
+    folder = Path(str(typed.pop("rerun"))).expanduser().resolve()
+    then = rerun.finished(folder)
+    typed = {"name": rerun.new_folder(folder).name, **typed}
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        defaults = plain(hydra.compose("config"))
+    config = rerun.config_again(then["config"], defaults, typed, BUILT)
+    to = from_here(folder.with_name(str(config["name"])))
+    load_torch()
+    from metarun import experiment, runfolder
+    from metarun.tracking.console import aligned
+
+    texts = {
+        ".hydra/config.yaml": OmegaConf.to_yaml(OmegaConf.create(config)),
+        ".hydra/overrides.yaml": OmegaConf.to_yaml(arguments.overrides),
+    }
+    experiment.run(OmegaConf.create(config), to, {**then["names"], "sweep": ""}, texts)
+    equal, rows = rerun.comparison(folder, to)
+    summary = {"rerun of": str(from_here(folder)), "equal": equal, "differences": rows}
+    runfolder.write_json(to / "rerun.json", summary)
+    verdict = "equal within rounding" if equal else "another result"
+    print(aligned({**rows, "rerun": f"{verdict}: {to} repeats {from_here(folder)}"}))
+    return 0 if equal else 1
 
 
 def load_torch() -> None:
@@ -114,6 +148,8 @@ def main() -> None:
             folders = [conf_folder(), *map(Path, filter(None, [arguments.config_dir]))]
             print(help_text(folders, choices_of(arguments.overrides)))
             return
+        if any(override.startswith("rerun=") for override in arguments.overrides):
+            sys.exit(repeat(arguments))
         if not (arguments.shell_completion or arguments.hydra_help or arguments.info):
             check(arguments.overrides, arguments.config_dir)
         job()
