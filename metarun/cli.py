@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +33,8 @@ SOURCE = ("+data@data.sources.", "+data.sources.")  # what gives a mixture one m
 MANY = 20  # values of a swept key that are tried before the sweep starts
 # Hydra's own settings that could run or load something, or change what a run does.
 FIXED = ["callbacks", "job.env_set", "job.env_copy", "job.chdir", "job_logging", "hydra_logging"]
+FIXED += ["sweeper.custom_search_space"]
+PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
 
 
 def conf_folder() -> Path:
@@ -43,7 +46,7 @@ def conf_folder() -> Path:
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def job(config: DictConfig) -> float | None:
-    """One run; its test accuracy (or error), for sweepers that look for the best."""
+    """One run; its `objective`, for sweepers that look for the best."""
     load_torch()  # when work starts, not before
     from metarun import embed, experiment, runfolder
 
@@ -73,7 +76,17 @@ def job(config: DictConfig) -> float | None:
             leave(str(error))
         print(f"metarun: job {hydra_config.job.num}: {error}", file=sys.stderr)
         raise  # the other jobs go on
-    return results["test"][results["test"]["metric"]] if "test" in results else 0.0
+    return objective(results)
+
+
+def objective(results: dict[str, Any]) -> float | None:
+    """What a search maximises: the best validation accuracy, or minus the lowest validation error.
+
+    Never a figure of the test, which would then be chosen by. None for a run without validation.
+    """
+    val = results.get("val") or {}
+    sign = {"accuracy": 1.0, "mse": -1.0}
+    return next((sign[m] * val[m] for m in sign if val.get(m) is not None), None)
 
 
 def from_here(folder: Path) -> Path:
@@ -313,8 +326,10 @@ def refuse_foreign_code(own: DictConfig, shipped: DictConfig) -> None:
         if OmegaConf.select(own, key) != OmegaConf.select(shipped, key):
             raise UserError(f"hydra.{key}: it cannot be changed in metarun")
     for key, target in schema.targets(OmegaConf.to_container(own)):
-        if not target.startswith(("hydra._internal.core_plugins.", "hydra_plugins.")):
+        if not target.startswith(PLUGINS):
             raise UserError(f"hydra.{key}={target}: not allowed to run")
+    if own.runtime.choices["hydra/sweeper"] == "search" and not find_spec("optuna"):
+        raise UserError("hydra/sweeper=search: it must be installed: pip install 'metarun[search]'")
 
 
 def missing_choice(error: MissingConfigException) -> str:
