@@ -242,6 +242,8 @@ def test_experiment_runs(metarun, experiment):
         small.append("eval=uniform")
     elif "/backbone: pixels" in text:
         small = []
+    elif "/data: omniglot_challenge" in text:
+        small = ["~data.background", "sampler=uniform", "eval=uniform", "backbone.width=4"]
     else:
         small = ["backbone.width=4"]
     name = experiment.replace("/", "-")

@@ -312,3 +312,16 @@ def test_from_the_command_line(metarun, small, monkeypatch, capsys):
         "eval.way=5: data=omniglot_challenge has test tasks of its own, 20 of 20-way 1-shot, "
         "query=1: set eval.way=20"
     )
+
+
+@pytest.mark.parametrize("background", ["small1", "small2"])
+def test_recipes(metarun, small, background):
+    """The committed experiments run on an archive as it is published."""
+    metarun.main(
+        *(f"experiment=lake2019/omniglot_challenge_{background}", f"data.root={small}"),
+        *("train.steps=2", "train.val_every=2", "eval.val_episodes=2", "sampler.tasks=2"),
+        *("backbone.width=4", "tracker=none", "device=cpu", "hydra.run.dir=outputs/run"),
+    )
+    results = metarun.results("run")
+    assert results["config"]["data"]["background"] == background
+    assert len(results["test"]["errors"]) == 20
