@@ -107,8 +107,12 @@ def repeat(arguments: argparse.Namespace) -> int:
     config = rerun.config_again(then["config"], defaults, typed, BUILT)
     to = from_here(folder.with_name(str(config["name"])))
     load_torch()
+    import torch
+
     from metarun import experiment, runfolder
     from metarun.tracking.console import aligned
+
+    torch.set_num_threads(then["provenance"]["threads"])  # in which order a CPU adds depends on it
 
     texts = {
         ".hydra/config.yaml": OmegaConf.to_yaml(OmegaConf.create(config)),

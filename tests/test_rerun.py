@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from tests.conftest import QUICK
 
@@ -58,6 +59,16 @@ def test_the_same(metarun, run, capsys):
         assert said == {"rerun of": "outputs/a", "equal": True, "differences": {}}
         episodes = (metarun.folder / "outputs" / name / "episodes.csv").read_bytes()
         assert episodes == before["episodes.csv"]
+
+
+def test_on_as_many_threads(metarun, run):
+    """A CPU adds in another order on another number of them."""
+    here = torch.get_num_threads()
+    for threads in (here + 1, here):
+        run[1]("provenance", "threads", value=threads)
+        again(metarun, "rerun=outputs/a", f"name=on{threads}")
+        assert metarun.results(f"on{threads}")["provenance"]["threads"] == threads
+    assert torch.get_num_threads() == here
 
 
 def test_a_test_of_a_checkpoint(metarun, run):
