@@ -10,6 +10,7 @@ import shlex
 import sys
 import traceback
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +27,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun import config as schema
-from metarun import ranks, runfolder
+from metarun import ranks, rerun, runfolder
 from metarun.errors import Interrupted, UserError
 from metarun.help import choice_files, help_text
 from metarun.tables import cells
@@ -38,6 +39,8 @@ SOURCE = ("+data@data.sources.", "+data.sources.")  # what gives a mixture one m
 MANY = 20  # values of a swept key that are tried before the sweep starts
 # Hydra's own settings that could run or load something, or change what a run does.
 FIXED = ["callbacks", "job.env_set", "job.env_copy", "job.chdir", "job_logging", "hydra_logging"]
+FIXED += ["sweeper.custom_search_space"]
+PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
 
 
 def run_name(part: str = "", *, _root_: DictConfig) -> str:
@@ -64,7 +67,7 @@ def conf_folder() -> Path:
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def job(config: DictConfig) -> float | None:
-    """One run; its test accuracy (or error), for sweepers that look for the best."""
+    """One run; its `objective`, for sweepers that look for the best."""
     load_torch()  # when work starts, not before
     from metarun import embed, experiment
 
@@ -78,8 +81,7 @@ def job(config: DictConfig) -> float | None:
         ".hydra/hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_config})),
         ".hydra/overrides.yaml": OmegaConf.to_yaml(hydra_config.overrides.task),
     }
-    folder = Path(hydra_config.runtime.output_dir)
-    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    folder = from_here(Path(hydra_config.runtime.output_dir))
     (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
     try:
         if ranks.size() > 1 and config.mode not in ("train", "test"):
@@ -102,7 +104,55 @@ def job(config: DictConfig) -> float | None:
         elif isinstance(error, UserError):
             leave(str(error))
         raise  # of a sweep the other jobs go on
-    return results["test"][results["test"]["metric"]] if "test" in results else 0.0
+    return objective(results)
+
+
+def objective(results: dict[str, Any]) -> float | None:
+    """What a search maximises: the best validation accuracy, or minus the lowest validation error.
+
+    Never a figure of the test, which would then be chosen by. None for a run without validation.
+    """
+    val = results.get("val") or {}
+    sign = {"accuracy": 1.0, "mse": -1.0}
+    return next((sign[m] * val[m] for m in sign if val.get(m) is not None), None)
+
+
+def from_here(folder: Path) -> Path:
+    """The absolute path `folder`, as it is called from the current folder if it is below that."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def repeat(arguments: argparse.Namespace) -> int:
+    """rerun=FOLDER: that run once more, in a new folder; 0 if it came to the same, else 1."""
+    if arguments.multirun or arguments.cfg:
+        raise UserError("rerun= repeats one run: leave out -m and --cfg")
+    typed = schema.flat(plain(OmegaConf.from_dotlist(arguments.overrides)))
+    folder = Path(str(typed.pop("rerun"))).expanduser().resolve()
+    then = rerun.finished(folder)
+    typed = {"name": rerun.new_folder(folder).name, **typed}
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        defaults = plain(hydra.compose("config"))
+    config = rerun.config_again(then["config"], defaults, typed, BUILT)
+    to = from_here(folder.with_name(str(config["name"])))
+    load_torch()
+    import torch
+
+    from metarun import experiment
+    from metarun.tracking.console import aligned
+
+    torch.set_num_threads(then["provenance"]["threads"])  # in which order a CPU adds depends on it
+
+    texts = {
+        ".hydra/config.yaml": OmegaConf.to_yaml(OmegaConf.create(config)),
+        ".hydra/overrides.yaml": OmegaConf.to_yaml(arguments.overrides),
+    }
+    experiment.run(OmegaConf.create(config), to, {**then["names"], "sweep": ""}, texts)
+    equal, rows = rerun.comparison(folder, to)
+    summary = {"rerun of": str(from_here(folder)), "equal": equal, "differences": rows}
+    runfolder.write_json(to / "rerun.json", summary)
+    verdict = "equal within rounding" if equal else "another result"
+    print(aligned({**rows, "rerun": f"{verdict}: {to} repeats {from_here(folder)}"}))
+    return 0 if equal else 1
 
 
 def tell_failure(error: Exception, folder: Path, number: int) -> None:
@@ -159,6 +209,8 @@ def main() -> None:
             folders = [conf_folder(), *map(Path, filter(None, [arguments.config_dir]))]
             print(help_text(folders, choices_of(arguments.overrides)))
             return
+        if any(override.startswith("rerun=") for override in arguments.overrides):
+            sys.exit(repeat(arguments))
         if arguments.shell_completion or arguments.hydra_help or arguments.info:
             job()
             return
@@ -447,8 +499,10 @@ def refuse_foreign_code(own: DictConfig, shipped: DictConfig) -> None:
         if OmegaConf.select(own, key) != OmegaConf.select(shipped, key):
             raise UserError(f"hydra.{key}: it cannot be changed in metarun")
     for key, target in schema.targets(OmegaConf.to_container(own)):
-        if not target.startswith(("hydra._internal.core_plugins.", "hydra_plugins.")):
+        if not target.startswith(PLUGINS):
             raise UserError(f"hydra.{key}={target}: not allowed to run")
+    if own.runtime.choices["hydra/sweeper"] == "search" and not find_spec("optuna"):
+        raise UserError("hydra/sweeper=search: it must be installed: pip install 'metarun[search]'")
 
 
 def missing_choice(error: MissingConfigException) -> str:

@@ -84,6 +84,13 @@ class Rows(NamedTuple):
         )
 
 
+class NamedTasks(NamedTuple):
+    """Tasks that a data set brings with it, [T] of them, and what each is called."""
+
+    names: tuple[str, ...]
+    rows: Rows
+
+
 def most_real(y: Tensor) -> int:
     """How many examples of labels y [T, N] the largest task has."""
     return int((y != PADDING).sum(dim=1).max())

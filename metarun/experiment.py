@@ -26,7 +26,7 @@ from metarun.config import UNSEEN, differences, is_allowed, targets
 from metarun.data import store
 from metarun.data.mixture import Mixture
 from metarun.device import Device, choose
-from metarun.episodes import PADDING, Episodes
+from metarun.episodes import PADDING, Episodes, NamedTasks
 from metarun.errors import Interrupted, UserError
 from metarun.evaluate import (
     FixedEpisodes,
@@ -361,6 +361,28 @@ def refuse_impossible_tasks(
                 test_sampler.check(source)
         except UserError as error:
             raise UserError(f"{split} split: {error}") from None
+    refuse_other_than_own(config, data)
+
+
+def refuse_other_than_own(config: DictConfig, data: Data) -> None:
+    """Raise UserError unless the config's test is the one that the data brings with it, if any."""
+    own = own_tasks(data, "test")
+    if own is None:
+        return
+    tasks, way = len(own.names), own.rows.way
+    shot, query = (rows.shape[1] // way for rows in (own.rows.support, own.rows.query))
+    for key, count in {"way": way, "shot": shot, "query": query, "episodes": tasks}.items():
+        if config.eval[key] != count:
+            raise UserError(
+                f"eval.{key}={config.eval[key]}: data={data.name} has test tasks of its own, "
+                f"{tasks} of {way}-way {shot}-shot, query={query}: set eval.{key}={count}"
+            )
+
+
+def own_tasks(data: Data, split: str) -> NamedTasks | None:
+    """The tasks that the data brings with it for this split; None: they are to be drawn."""
+    own: NamedTasks | None = data.own_tasks(split) if hasattr(data, "own_tasks") else None
+    return own
 
 
 def train(
@@ -439,13 +461,16 @@ def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
     sources = of_sources(episodes, figures, metric)
     record |= {f"test/{name}/{metric}": of_source[metric] for name, of_source in sources.items()}
     trackers.log({"step": progress.step, "episodes": progress.episodes, **record})
-    runfolder.write_csv(folder / "episodes.csv", columns(figures))
+    own = own_tasks(parts.data, "test")
+    named = {"task": list(own.names)} if own else {}
+    runfolder.write_csv(folder / "episodes.csv", named | columns(figures))
     draw(parts, next(iter(episodes.values())), folder, trackers)
     return {
         "metric": metric,
         metric: value,
         "ci95": ci95,
         "measures": measures,
+        **(errors(own, next(iter(figures.values()))[metric]) if own else {}),
         **({"sources": sources} if sources else {}),
         **plain(parts.config)["eval"],
         "batch_norm": report.batch_norm(parts.training.algorithm),
@@ -457,6 +482,12 @@ def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
 def overall(figures: dict[str, dict[str, torch.Tensor]], name: str) -> tuple[float, float]:
     """A figure's mean and half-width: over episodes, and then over sources if there are several."""
     return mean_of_means([mean_and_ci95(of_source[name]) for of_source in figures.values()])
+
+
+def errors(own: NamedTasks, accuracies: torch.Tensor) -> dict[str, Any]:
+    """The error rate of each of the data's own tasks, whose accuracies are [T], and their mean."""
+    each = (1 - accuracies).tolist()
+    return {"error": sum(each) / len(each), "errors": dict(zip(own.names, each, strict=True))}
 
 
 def of_sources(
@@ -488,6 +519,8 @@ def columns(figures: dict[str, dict[str, torch.Tensor]]) -> dict[str, list]:
 def episodes_of(parts: Parts, split: str, count: int) -> dict[str, FixedEpisodes]:
     """The first `count` fixed episodes of the split, its examples on the device; of each source."""
     examples = parts.data.open(split).to(parts.device.torch_device)
+    if own := own_tasks(parts.data, split):
+        return {parts.data.name: RowEpisodes(examples, own.rows.of_tasks(slice(count)))}
     drawn = {"name": split, "seed": parts.config.eval.seed, "episodes": count}
     sampler = parts.test_sampler
     if isinstance(sampler, Functions):

@@ -13,6 +13,8 @@ An algorithm may have six things more, which are used where they are found:
                                     computed on the test episodes and found in results.json; with
                                     the accuracy itself (or mse) first, if that comes with it;
     stages(episodes)                {inner steps: outputs [T, Q, way]}, for a regression's picture.
+A data set may have `own_tasks(split)`, the NamedTasks that its test (or validation) consists of, or
+None where tasks are drawn.
 A sampler may have a number `chunk`: how many of its batch's tasks are computed at once (0: as
 suits the device).
 """

@@ -7,8 +7,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+from hydra._internal.core_plugins import basic_launcher
+from omegaconf import OmegaConf
 
 from metarun import cli
+from metarun.tracking.weights_and_biases import flat
 from tests.conftest import QUICK
 from tests.data import layouts
 
@@ -242,6 +246,8 @@ def test_experiment_runs(metarun, experiment):
         small = ["backbone.widths=[4,4,4,4]"]
     elif "/backbone: pixels" in text:
         small = []
+    elif "/data: omniglot_challenge" in text:
+        small = ["~data.background", "sampler=uniform", "eval=uniform", "backbone.width=4"]
     else:
         small = ["backbone.width=4"]
     name = experiment.replace("/", "-")
@@ -381,6 +387,80 @@ def test_sweep(metarun):
     for name, results in (("0", first), ("1", second)):
         (run,) = (metarun.folder / "outputs" / name / "wandb").glob("offline-run-*")
         assert run.name.endswith(results["wandb_id"])
+
+
+def returned_by_jobs(metarun) -> list:
+    """A list to which every job of a sweep adds what it returns to the sweeper."""
+    values, run_job = [], basic_launcher.run_job
+
+    def watched(**arguments):
+        done = run_job(**arguments)
+        values.append(done.return_value)
+        return done
+
+    metarun.monkeypatch.setattr(basic_launcher, "run_job", watched)
+    return values
+
+
+def test_a_job_returns_its_validation(metarun):
+    """What sweepers choose by is the best validation, and not the test."""
+    returned = returned_by_jobs(metarun)
+    to = ("hydra.sweep.dir=.", "hydra.sweep.subdir=outputs/${seed}")
+    metarun.main("-m", *metarun.data, *QUICK, "optim.lr=0.1", "seed=0,1", *to)
+    runs = [metarun.results(name) for name in ("0", "1")]
+    assert returned == [run["val"]["accuracy"] for run in runs]
+    assert returned != [run["test"]["accuracy"] for run in runs]
+    returned.clear()
+    metarun.main("-m", *metarun.data, *QUICK, "train.steps=0", "seed=2", *to)
+    assert returned == [None], "no validation, and the test's accuracy is no substitute"
+    assert metarun.results("2")["test"]["accuracy"] > 0
+
+
+def test_a_search_maximises():
+    """Errors are less than none, so that the lowest of them is the best."""
+    assert cli.objective({"val": {"accuracy": 0.7}, "test": {"accuracy": 0.9}}) == 0.7
+    assert cli.objective({"val": {"mse": 0.2}, "test": {"mse": 0.1}}) == -0.2
+    for nothing in ({"val": None}, {}, {"val": {"mse": None}}):  # null is what is not finite
+        assert cli.objective({**nothing, "test": {"accuracy": 0.9}}) is None
+
+
+SEARCH = ("-m", "hydra/sweeper=search", "optim.lr=tag(log,interval(0.0001,0.1))")
+
+
+def test_search(metarun):
+    """Optuna keeps the values of the run that validated best."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    metarun.main(
+        *(*SEARCH, "hydra.sweeper.n_trials=3", "algo.distance=choice(euclidean,cosine)"),
+        *(*metarun.data, *QUICK, "hydra.sweep.dir=outputs", "hydra.sweep.subdir=${hydra.job.num}"),
+    )
+    runs = [metarun.results(str(number)) for number in range(3)]
+    best = max(runs, key=lambda run: run["val"]["accuracy"])
+    found = OmegaConf.load(metarun.folder / "outputs/optimization_results.yaml")
+    assert found.best_value == best["val"]["accuracy"]
+    assert len({run["config"]["optim"]["lr"] for run in runs}) == 3
+
+
+def test_search_without_optuna(metarun):
+    """What to install is told."""
+    metarun.monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert "pip install 'metarun[search]'" in metarun.error(*SEARCH)
+    custom = "hydra.sweeper.custom_search_space=os.system"
+    assert "custom_search_space: it cannot be changed" in metarun.error(*SEARCH, custom)
+
+
+def test_sweep_of_wandb(metarun):
+    """The committed file names keys and a figure that exist; W&B's agent makes such commands."""
+    sweep = yaml.safe_load((CONF.parent / "scripts" / "wandb_sweep.yaml").read_text())
+    env, program, *rest = sweep["command"]
+    assert (env, program, rest.pop()) == ("${env}", "metarun", "${args_no_hyphens}")
+    for end in (0, -1):
+        values = {
+            key: [about["min"], about["max"]] if "min" in about else about["values"]
+            for key, about in sweep["parameters"].items()
+        }
+        cli.check([*rest, *(f"{key}={options[end]}" for key, options in values.items())], None)
+    assert sweep["metric"]["name"] in flat({"val": {"accuracy": 0.5}})
 
 
 def test_a_failing_job_does_not_stop_the_sweep(metarun, capsys):

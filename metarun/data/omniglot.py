@@ -93,21 +93,26 @@ def build(paths: list[Path], splits: str, rotations: bool, size: int) -> dict[st
         new = {c: files for c, files in characters(path).items() if c in wanted - set(drawings)}
         drawings |= read_drawings(path, new, size)
 
-    turns = TURNS if rotations else (0,)
-    contents = {}
-    for split, alphabets in chosen.items():
-        images: dict[str, Tensor] = {}
-        superclass_of: dict[str, str] = {}
-        for alphabet, (first, last) in alphabets.items():
-            for number in range(first, last + 1):
-                for turn in turns:
-                    ending = f"/rot{turn:03}" if rotations else ""
-                    character = f"{alphabet}/character{number:02}"
-                    upright = drawings[character][:, None]
-                    images[character + ending] = upright.rot90(turn // 90, dims=(2, 3))
-                    superclass_of[character + ending] = alphabet + ending
-        contents[split] = stack_classes(images, superclass_of)
-    return contents
+    return {
+        split: as_classes(drawings, alphabets, rotations) for split, alphabets in chosen.items()
+    }
+
+
+def as_classes(
+    drawings: dict[str, Tensor], alphabets: dict[str, tuple[int, int]], rotations: bool
+) -> Split:
+    """A split of the alphabets, of each the characters from the first to the last number given."""
+    images: dict[str, Tensor] = {}
+    superclass_of: dict[str, str] = {}
+    for alphabet, (first, last) in alphabets.items():
+        for number in range(first, last + 1):
+            for turn in TURNS if rotations else (0,):
+                ending = f"/rot{turn:03}" if rotations else ""
+                character = f"{alphabet}/character{number:02}"
+                upright = drawings[character][:, None]
+                images[character + ending] = upright.rot90(turn // 90, dims=(2, 3))
+                superclass_of[character + ending] = alphabet + ending
+    return stack_classes(images, superclass_of)
 
 
 def characters(path: Path) -> dict[str, list[str]]:

@@ -152,6 +152,10 @@ def result_rows(results: dict) -> dict[str, str]:
     if test:
         tested = str(metric_of(test))
         rows[f"test {tested}"] = shown(tested, test[tested], test.get("ci95"))
+        if "errors" in test:
+            rows["test error"] = shown(tested, test["error"], test.get("ci95"))
+            each = " ".join(f"{100 * error:.4g}" for error in test["errors"].values())
+            rows["of each task"] = f"{each} %"
         for source, of_source in test.get("sources", {}).items():
             rows[f"  {source}"] = shown(tested, of_source[tested], of_source["ci95"])
         for name, measure in (test.get("measures") or {}).items():
