@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from statistics import mean
 from typing import Any, NoReturn
 
 import hydra
@@ -44,7 +45,7 @@ def conf_folder() -> Path:
 def job(config: DictConfig) -> float | None:
     """One run; its test accuracy (or error), for sweepers that look for the best."""
     load_torch()  # when work starts, not before
-    from metarun import embed, experiment, runfolder
+    from metarun import embed, experiment, many_seeds, runfolder
 
     hydra_config = HydraConfig.get()
     choices = hydra_config.runtime.choices
@@ -63,8 +64,11 @@ def job(config: DictConfig) -> float | None:
             runfolder.remove_empty(folder)  # Hydra made it
             print(experiment.prepare(config, names["data"]))
             return None
+        names["sweep"] = sweep
+        if config.seeds > 1:
+            return mean(map(figure, many_seeds.run(config, folder, names, texts)))
         run = embed.run if config.mode == "embed" else experiment.run
-        results = run(config, folder, {**names, "sweep": sweep}, texts)
+        results = run(config, folder, names, texts)
     except Interrupted as stopped:
         command = shlex.join(go_on(hydra_config, config.name, folder))
         raise Interrupted(f"{stopped}; go on with: {command}") from None
@@ -73,7 +77,12 @@ def job(config: DictConfig) -> float | None:
             leave(str(error))
         print(f"metarun: job {hydra_config.job.num}: {error}", file=sys.stderr)
         raise  # the other jobs go on
-    return results["test"][results["test"]["metric"]] if "test" in results else 0.0
+    return figure(results) if "test" in results else 0.0
+
+
+def figure(results: dict[str, Any]) -> float:
+    """The test's accuracy or error."""
+    return results["test"][results["test"]["metric"]]
 
 
 def load_torch() -> None:
