@@ -15,6 +15,7 @@ from torch.func import functional_call, stack_module_state
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from metarun.backbones.batch_norm import BatchNorm
 from metarun.data.split import Split
 from metarun.device import Device
 from metarun.errors import UserError
@@ -56,6 +57,10 @@ class Stacked:
         self.trainings, self.device, self.clip_norm = trainings, device, clip_norm
         self.losses = [Loss(training.algorithm).train() for training in trainings]
         self.params, self.buffers = stack_module_state(self.losses)
+        self.template = deepcopy(self.losses[0])
+        for module in self.template.modules():
+            if isinstance(module, BatchNorm):
+                module.by_hand = True
         self.optimizer, self.schedule = new_optimizer(self.params.values())
         if type(self.optimizer) not in ELEMENTWISE:
             names = ", ".join(kind.__name__ for kind in ELEMENTWISE)
@@ -94,7 +99,7 @@ class Stacked:
         """Every seed's loss and metrics [S] on its own meta-batch, [S, T, ...]."""
 
         def of_seed(params: dict, buffers: dict, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-            return functional_call(self.losses[0], (params, buffers), (batch,))
+            return functional_call(self.template, (params, buffers), (batch,))
 
         of_batch = batch._make(0 if isinstance(v, Tensor) else None for v in batch)
         with self.device.autocast():
@@ -176,7 +181,7 @@ def meta_batches(
 
     Each seed's are drawn by its own generator, and are those that it would draw by itself.
     """
-    resident = isinstance(split, Split) and split.x.device == split.device
+    resident = isinstance(split, Split) and split.x.is_cuda
     if not (isinstance(sampler, RowSampler) and resident):
         while True:
             several = [sampler(split, generator) for generator in generators]
