@@ -18,7 +18,7 @@ FORMAT = 3
 
 # What may differ between an interrupted run and the one that goes on with it.
 INCIDENTAL = [
-    *("name", "resume", "checkpoint", "mode", "plugins", "tracker"),
+    *("name", "resume", "seeds", "checkpoint", "mode", "plugins", "tracker"),
     *("data.root", "data.file"),
     *("device.name", "device.deterministic", "device.graph"),
     *("sampler.chunk", "algo.checkpoint_steps"),

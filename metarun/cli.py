@@ -12,6 +12,7 @@ import traceback
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import mean
 from typing import Any, NoReturn
 
 import hydra
@@ -69,7 +70,7 @@ def conf_folder() -> Path:
 def job(config: DictConfig) -> float | None:
     """One run; its `objective`, for sweepers that look for the best."""
     load_torch()  # when work starts, not before
-    from metarun import embed, experiment
+    from metarun import embed, experiment, many_seeds
 
     hydra_config = HydraConfig.get()
     choices = hydra_config.runtime.choices
@@ -87,12 +88,18 @@ def job(config: DictConfig) -> float | None:
         if ranks.size() > 1 and config.mode not in ("train", "test"):
             runfolder.remove_empty(folder)
             raise UserError(f"mode={config.mode} is for one process: leave out torchrun")
+        if ranks.size() > 1 and config.seeds > 1:
+            raise UserError(f"seeds={config.seeds} is for one process: leave out torchrun")
         if config.mode in ("prepare", "verify"):
             runfolder.remove_empty(folder)  # Hydra made it
             print(experiment.prepare(config, names["data"]))
             return None
+        names["sweep"] = sweep
+        if config.seeds > 1:
+            values = map(objective, many_seeds.run(config, folder, names, texts))
+            return mean(value for value in values if value is not None)
         run = embed.run if config.mode == "embed" else experiment.run
-        results = run(config, folder, {**names, "sweep": sweep}, texts)
+        results = run(config, folder, names, texts)
     except Interrupted as stopped:
         if in_sweep:
             raise  # with which the sweep stops, and tells how to go on with it

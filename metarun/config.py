@@ -24,7 +24,8 @@ TARGETS = (
 
 # What a finished run's results do not depend on.
 UNSEEN = [
-    *("name", "resume", "plugins", "tracker", "data.root", "data.file", "train.log_every"),
+    *("name", "resume", "seeds", "plugins", "tracker", "data.root", "data.file"),
+    "train.log_every",
     *("device.name", "device.graph", "sampler.chunk", "algo.checkpoint_steps"),
 ]
 
@@ -42,6 +43,7 @@ LOWEST = {
     "shot": 1,
     "query": 1,
     "seed": 0,
+    "seeds": 1,
     "sampler.way": 2,
     "sampler.shot": 0,
     "sampler.query": 0,
@@ -112,6 +114,15 @@ LOWEST = {
     "schedule.step_size": 1,
 }
 
+# What seeds above 1 are trained with.
+AT_ONCE = {
+    "mode": "train",
+    "augment": None,
+    "device.graph": False,
+    "sampler.chunk": 0,
+    "train.patience": 0,
+}
+
 
 def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -> None:
     """Raise UserError for a key that `reference`, the committed configs, does not have, a value of
@@ -142,6 +153,11 @@ def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -
         least = min(value, default=lowest) if isinstance(value, list) else value
         if isinstance(least, int | float) and least < lowest:
             raise UserError(f"{key}={shown(value)}: it must be at least {lowest}")
+    if config.get("seeds", 1) > 1:
+        for key, needed in AT_ONCE.items():
+            value, spelled = values.get(key, needed), "none" if needed is None else shown(needed)
+            if value != needed or any(k.startswith(f"{key}.") for k in values):
+                raise UserError(f"seeds={config['seeds']}: it needs {key}={spelled}, or seeds=1")
     name = values["device.name"]
     if not (name in ("auto", "cpu", "cuda") or re.fullmatch(r"cuda:\d+", name)):
         raise UserError(f"device.name={name}: choose auto, cpu, cuda or cuda:NUMBER")

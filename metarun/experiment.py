@@ -4,7 +4,7 @@ import inspect
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -90,18 +90,7 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
         if ranks.rank():
             assist(parts, folder, stop)
             return {}
-        results = {
-            "status": "running",
-            "mode": config.mode,
-            "names": names,
-            "wandb_id": earlier["wandb_id"] if earlier else token_hex(4),
-            "parameters": report.parameters(parts.training.algorithm),
-            "backbone": parts.network,
-            "data": parts.data.facts(),
-            "trained_on": content["data_checksum"] if content else parts.data.checksum,
-            "provenance": provenance(parts.device.torch_device),
-            "config": plain(config),
-        }
+        results = first_results(parts, names, earlier, content)
         with kept(results, folder, earlier or {}):
             for name, text in texts.items():
                 runfolder.write_text(folder / name, text)
@@ -110,17 +99,48 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
                 peak_memory = (earlier or {}).get("train", {}).get("peak_memory_mib")
                 if config.mode == "train":
                     peak_memory = train(parts, folder, trackers.log, stop) or peak_memory
-                results |= report.training_facts(
-                    parts.training.progress, parts.data.metric, peak_memory
-                )
-                results["test"] = test(parts, folder, trackers)
-                results["seconds"] = round(time.time() - started, 1)
-                results["status"] = "finished"
-                runfolder.write_json(folder / "results.json", results)
-                trackers.finish({**results, "folder": str(folder)})
+                conclude(parts, folder, trackers, results, peak_memory, started)
             finally:
                 trackers.close()
         return results
+
+
+def first_results(
+    parts: Parts,
+    names: dict[str, str],
+    earlier: dict[str, Any] | None,
+    content: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """What results.json says of a run that begins, or goes on from `content`, a saved state."""
+    return {
+        "status": "running",
+        "mode": parts.config.mode,
+        "names": names,
+        "wandb_id": earlier["wandb_id"] if earlier else token_hex(4),
+        "parameters": report.parameters(parts.training.algorithm),
+        "backbone": parts.network,
+        "data": parts.data.facts(),
+        "trained_on": content["data_checksum"] if content else parts.data.checksum,
+        "provenance": provenance(parts.device.torch_device),
+        "config": plain(parts.config),
+    }
+
+
+def conclude(
+    parts: Parts,
+    folder: Path,
+    trackers: Trackers,
+    results: dict[str, Any],
+    peak_memory: float | None,
+    started: float,
+) -> None:
+    """Test what was trained; `results` is then complete, and stored."""
+    results |= report.training_facts(parts.training.progress, parts.data.metric, peak_memory)
+    results["test"] = test(parts, folder, trackers)
+    results["seconds"] = round(time.time() - started, 1)
+    results["status"] = "finished"
+    runfolder.write_json(folder / "results.json", results)
+    trackers.finish({**results, "folder": str(folder)})
 
 
 def prepare(config: DictConfig, name: str) -> str:
@@ -194,23 +214,31 @@ def build_parts(config: DictConfig) -> Parts:
     refuse_impossible_tasks(config, data, sampler, test_sampler)
     augment = build(config, "augment") if config.augment and config.mode == "train" else None
     refuse_unsuited_augmentation(augment, data)
+    training, network = build_training(config, data, device)
+    chunk = getattr(sampler, "chunk", 0)
+    if config.mode == "train" and 0 < chunk < sampler.tasks:
+        refuse_chunks(training.algorithm, chunk)
+    if ranks.size() > 1:
+        refuse_too_many_ranks(config, training.algorithm, sampler)
+    parts = Parts(config, device, data, sampler, test_sampler, training, augment, network)
+    rehearse(parts)
+    return parts
+
+
+def build_training(
+    config: DictConfig, data: Data, device: Device
+) -> tuple[Training, dict[str, Any]]:
+    """A training at its beginning, the weights drawn from the config's seed; and what the backbone
+    is, in numbers."""
     torch.manual_seed(stream_seed(config.seed, "init"))
     input_shape = data.outlines["test"].input_shape
     backbone = build(config, "backbone", input_shape=input_shape)
     network = report.network(backbone, input_shape)
     algorithm = build(config, "algo", backbone=backbone).to(device.torch_device)
-    chunk = getattr(sampler, "chunk", 0)
-    if config.mode == "train" and 0 < chunk < sampler.tasks:
-        refuse_chunks(algorithm, chunk)
-    if ranks.size() > 1:
-        refuse_too_many_ranks(config, algorithm, sampler)
     torch.manual_seed(stream_seed(config.seed, "noise"))  # of dropout and the like
-    optimizer, schedule = build_optimizer(config, algorithm)
+    optimizer, schedule = build_optimizer(config, algorithm.parameters())
     generator = stream(config.seed, "train")
-    training = Training(algorithm, optimizer, schedule, generator, Progress())
-    parts = Parts(config, device, data, sampler, test_sampler, training, augment, network)
-    rehearse(parts)
-    return parts
+    return Training(algorithm, optimizer, schedule, generator, Progress()), network
 
 
 def refuse_too_many_ranks(config: DictConfig, algorithm: Algorithm, sampler: Sampler) -> None:
@@ -274,9 +302,11 @@ def rehearse(parts: Parts) -> None:
             own_figures(parts, episodes_of(parts, "val", 1))
 
 
-def build_optimizer(config: DictConfig, algorithm: Algorithm) -> tuple[Optimizer, LRScheduler]:
-    """The optimiser of all that is learnt, and the schedule of its learning rate."""
-    learnt = [p for p in algorithm.parameters() if p.requires_grad]
+def build_optimizer(
+    config: DictConfig, parameters: Iterable[torch.Tensor]
+) -> tuple[Optimizer, LRScheduler]:
+    """The optimiser of those parameters that are learnt, and the schedule of its learning rate."""
+    learnt = [p for p in parameters if p.requires_grad]
     nothing = not any(p.numel() for p in learnt)
     if nothing and config.mode == "train" and config.train.steps:
         raise UserError(
@@ -396,20 +426,11 @@ def train(
     config, training = parts.config, parts.training
     first_step = training.progress.step
     parts.device.watch_memory()
-    best_path, last_path = (folder / "checkpoints" / f"{name}.pt" for name in ("best", "last"))
     with parts.data.sealed("test"):
         val_episodes = episodes_of(parts, "val", config.eval.val_episodes)
 
         def validate() -> tuple[float, float]:
             return overall(score(parts, val_episodes), parts.data.metric)
-
-        def save(best: bool) -> None:
-            if ranks.rank():
-                return
-            content = checkpoint.state(training, plain(config), parts.data.checksum)
-            # The best first: last.pt never speaks of a best.pt that is not there yet.
-            for path in [best_path, last_path] if best else [last_path]:
-                checkpoint.save(path, content)
 
         stop.wait = True
         for record in fit(
@@ -420,15 +441,30 @@ def train(
             parts.device,
             metric=parts.data.metric,
             validate=validate,
-            save=save,
+            save=partial(save, parts, folder / "checkpoints"),
             stop=lambda: ranks.on_any(stop()),
         ):
             log(record)
         stop.wait = False
     peak_memory = parts.device.peak_memory() / 2**20
-    if best := ranks.from_first(lambda: weights(best_path)):
-        training.algorithm.load_state_dict(best)
+    take_best(parts, folder / "checkpoints")
     return peak_memory if training.progress.step > first_step else None
+
+
+def save(parts: Parts, folder: Path, best: bool) -> None:
+    """Keep the state of the training in `folder`/last.pt, and if it is the best one in best.pt."""
+    if ranks.rank():
+        return
+    content = checkpoint.state(parts.training, plain(parts.config), parts.data.checksum)
+    # The best first: last.pt never speaks of a best.pt that is not there yet.
+    for name in ["best", "last"] if best else ["last"]:
+        checkpoint.save(folder / f"{name}.pt", content)
+
+
+def take_best(parts: Parts, folder: Path) -> None:
+    """Give the algorithm the best weights kept in `folder`, if any: none after train.steps=0."""
+    if best := ranks.from_first(lambda: weights(folder / "best.pt")):
+        parts.training.algorithm.load_state_dict(best)
 
 
 def weights(path: Path) -> dict[str, Any] | None:
@@ -611,7 +647,7 @@ def start_trackers(
 ) -> Trackers:
     """The console, with what will run told there, the run's metrics.jsonl, and W&B to come."""
     config = plain(parts.config)
-    progress, tracker = parts.training.progress, config["tracker"]
+    progress = parts.training.progress
     console = Console(config["train"]["steps"], progress.step)
     console.header(
         report.header(
@@ -622,7 +658,21 @@ def start_trackers(
     if resumed:
         console.message(f"going on after step {progress.step}")
     lines = jsonlines.JsonLines(folder / "metrics.jsonl", progress.step if resumed else None)
-    start_wandb = partial(
+    history = jsonlines.read(folder / "metrics.jsonl") if resumed else []
+    return Trackers(console, lines, weights_and_biases(parts, folder, names, results, history))
+
+
+def weights_and_biases(
+    parts: Parts,
+    folder: Path,
+    names: dict[str, str],
+    results: dict[str, Any],
+    history: list[dict],
+) -> Callable[[], WeightsAndBiases]:
+    """What starts the run's mirror in W&B, with the `history` that it does not have yet."""
+    config = plain(parts.config)
+    tracker = config["tracker"]
+    return partial(
         WeightsAndBiases,
         folder,
         {**config, "data_checksum": parts.data.checksum, "names": names},
@@ -632,26 +682,30 @@ def start_trackers(
         tags=[str(tag) for tag in tracker["tags"]],
         name="/".join(folder.parts[-2:]) if names["sweep"] else folder.name,
         run_id=results["wandb_id"],
-        history=jsonlines.read(folder / "metrics.jsonl") if resumed else [],
+        history=history,
         artifact=tracker["artifact"],
     )
-    return Trackers(console, lines, start_wandb)
 
 
 @contextmanager
-def kept(results: dict[str, Any], folder: Path, earlier: dict[str, Any]) -> Iterator[None]:
+def kept(
+    results: dict[str, Any], folder: Path, earlier: dict[str, Any], runs: int = 1
+) -> Iterator[None]:
     """Keeps the folder's results.json telling how the run stands, however it ends, and what CPU
-    time it took, that of the `earlier` part of the run included."""
-    spent = earlier.get("cpu_seconds", 0.0) - time.process_time()
+    time it took: its share, as one of so many `runs` of this process, and that of the `earlier`
+    part of the run."""
+    began = time.process_time()
     runfolder.write_json(folder / "results.json", results)
     try:
         yield
     except BaseException as error:
-        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        results |= {"status": "interrupted" if stopped else "failed", "error": str(error)}
+        if results["status"] == "running":
+            stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+            results |= {"status": "interrupted" if stopped else "failed", "error": str(error)}
         raise
     finally:
-        results["cpu_seconds"] = round(spent + time.process_time(), 1)
+        share = (time.process_time() - began) / runs
+        results["cpu_seconds"] = round(earlier.get("cpu_seconds", 0.0) + share, 1)
         runfolder.write_json(folder / "results.json", results)
 
 

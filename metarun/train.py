@@ -37,6 +37,10 @@ class Plan:
     patience: int
     clip_norm: float
 
+    def validates_after(self, step: int) -> bool:
+        """Whether a validation follows this step."""
+        return step == self.steps or step % self.val_every == 0
+
 
 @dataclass
 class Progress:
@@ -81,32 +85,59 @@ def fit(
     raised. A loss that is not finite raises UserError, and nothing is saved after it. Several ranks
     train in step when `validate` and `stop` say the same on all of them.
     """
-    now, algorithm = training.progress, training.algorithm
-    algorithm.train()
+    training.algorithm.train()
+    course = Course(training, plan, sampler.tasks, metric, validate, save, stop)
     taken = steps(training, plan, sampler, split, device)
-    window = Window(device.torch_device)
-    while now.step < plan.steps and not (0 < plan.patience <= now.vals_since_best):
+    while not course.over():
         figures = next(taken)
         rate = float(training.schedule.get_last_lr()[0])
         training.schedule.step()
-        now.step += 1
-        window.add(figures, episodes=sampler.tasks)
+        yield from course.after_step(figures, rate)
 
-        last = now.step == plan.steps
-        validating = last or now.step % plan.val_every == 0
-        stopping = stop()
+
+@dataclass
+class Course:
+    """What follows each step of a training: lines of the log, validations and checkpoints.
+
+    A step sees `tasks` tasks; the rest is as in `fit`.
+    """
+
+    training: Training
+    plan: Plan
+    tasks: int
+    metric: str
+    validate: Callable[[], tuple[float, float]]
+    save: Callable[[bool], None]
+    stop: Callable[[], bool]
+
+    def __post_init__(self) -> None:
+        self.window = Window()
+
+    def over(self) -> bool:
+        """Whether no step is left, or the last validations were in vain."""
+        now, plan = self.training.progress, self.plan
+        return now.step >= plan.steps or 0 < plan.patience <= now.vals_since_best
+
+    def after_step(self, figures: Figures, rate: float) -> Iterator[Record]:
+        """Take in the step just taken, at this learning rate; its records."""
+        now, plan, window = self.training.progress, self.plan, self.window
+        now.step += 1
+        window.add(figures, episodes=self.tasks)
+
+        validating = plan.validates_after(now.step)
+        stopping = self.stop()
         if validating or stopping or now.step % plan.log_every == 0:
             record = {**window.close(now), "train/lr": rate}
             if stopping and not validating:
-                save(False)  # first: who listens to the log may take longer than is left
+                self.save(False)  # first: who listens to the log may take longer than is left
                 yield record
                 raise Interrupted(f"stopped at step {now.step} of {plan.steps}")
             yield record
             window.restart()  # what the trackers took is not training
         if validating:
-            refuse_lost_weights(algorithm, now.step)
-            value, ci95 = validate()
-            best = is_better(value, now.best, metric)
+            refuse_lost_weights(self.training.algorithm, now.step)
+            value, ci95 = self.validate()
+            best = is_better(value, now.best, self.metric)
             if best:
                 now.best, now.best_ci95, now.best_step = value, ci95, now.step
                 now.vals_since_best = 0
@@ -115,14 +146,15 @@ def fit(
             yield {
                 "step": now.step,
                 "episodes": now.episodes,
-                f"val/{metric}": value,
+                f"val/{self.metric}": value,
                 "val/ci95": ci95,
                 "val/best": now.best,
             }
-            save(best)  # after its record: what a killed run logged past its checkpoint is redone
+            # After its record: what a killed run logged past its checkpoint is redone.
+            self.save(best)
             window.restart()
-        if stopping or (validating and stop()):
-            save(False)
+        if stopping or (validating and self.stop()):
+            self.save(False)
             raise Interrupted(f"stopped at step {now.step} of {plan.steps}")
 
 
@@ -168,8 +200,7 @@ def refuse_lost_weights(algorithm: Algorithm, step: int) -> None:
 class Window:
     """The steps since the last line of the log. Nothing is read off the device until it closes."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:

@@ -13,6 +13,7 @@ from metarun.evaluate import answers, fixed_episodes
 from metarun.samplers.ahead import rows_ahead
 from metarun.samplers.uniform import Uniform
 from metarun.seeds import stream
+from metarun.stacked import Stacked, meta_batches
 from metarun.train import Plan, Progress, Training, fit, steps
 
 pytestmark = [
@@ -213,6 +214,49 @@ def test_nothing_waits_between_log_points(cuda):
             schedule.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("new_algorithm", [protonet, maml])
+def test_seeds_at_once(cuda, new_algorithm):
+    """Each seed's losses and weights are those of it by itself on the CPU, to float32's rounding,
+    and between two batches nothing waits for the device."""
+    cpu = choose("cpu", "fp32", deterministic=False)
+
+    def training(seed, device):
+        torch.manual_seed(seed)
+        algorithm = new_algorithm().to(device.torch_device).train()
+        optimizer = new_optimizer(algorithm.parameters())
+        return Training(algorithm, *optimizer, stream(seed, "train"), Progress())
+
+    def new_optimizer(parameters):
+        learnt = [p for p in parameters if p.requires_grad]
+        optimizer = torch.optim.SGD(learnt, lr=0.01, fused=True)
+        return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.5)
+
+    several = [training(seed, cuda) for seed in range(3)]
+    stacked = Stacked(several, cuda, 0.5, new_optimizer)
+    split = some_split().to(cuda.torch_device)
+    batches = meta_batches(SAMPLER, split, [each.generator for each in several])
+    stacked.rehearse(next(meta_batches(SAMPLER, split, [stream(s, "train") for s in range(3)])))
+    figures = [stacked.step(next(batches))[0] for _ in range(2)]
+    batch = next(batches)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        figures.append(stacked.step(batch)[0])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    figures += [stacked.step(next(batches))[0] for _ in range(3)]
+    stacked.hand_out()
+    plan = Plan(steps=6, val_every=6, log_every=6, patience=0, clip_norm=0.5)
+    for seed, got in enumerate(several):
+        single = training(seed, cpu)
+        taken = steps(single, plan, SAMPLER, some_split(), cpu)
+        for of_seeds in figures:
+            loss = next(taken)["loss"]
+            single.schedule.step()
+            torch.testing.assert_close(of_seeds[seed]["loss"].cpu(), loss, rtol=1e-2, atol=1e-3)
+        weights = {name: v.cpu() for name, v in got.algorithm.state_dict().items()}
+        torch.testing.assert_close(weights, single.algorithm.state_dict(), rtol=1e-2, atol=1e-3)
 
 
 def test_peak_memory(cuda):

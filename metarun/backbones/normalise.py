@@ -25,6 +25,18 @@ def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return Normalise.apply(x, weight, bias, eps, 0)[0]
 
 
+def normalise_and_measure(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, and the mean and variance [C] of x, which are constants."""
+    y, c, r = Normalise.apply(x, weight, bias, eps, 0)
+    with torch.no_grad():
+        mean = (x[0] - c[0]).reshape(x.shape[1], -1)[
+            :, 0
+        ]  # what was taken out, everywhere the same
+        return y, mean, r**-2 - eps
+
+
 class Normalise(Function):
     """(x, γ, β, ε, tasks) -> (γ x̂ + β, c, r), the last two for NormaliseBackward alone."""
 

@@ -30,9 +30,11 @@ def scaled(module):
 @pytest.mark.parametrize(
     ("theirs", "shape"), [(nn.BatchNorm2d, (6, 3, 4, 5)), (nn.BatchNorm1d, (6, 3))]
 )
-def test_running_equals_torch(theirs, shape):
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_running_equals_torch(theirs, shape, by_hand):
     """In training, in evaluation, and in what it remembers of three batches."""
     wanted, got = scaled(theirs(3)), scaled(BatchNorm(3, "running"))
+    got.by_hand = by_hand
     for step in range(3):
         x = 2 + (step + 1) * normal(*shape, seed=step)
         torch.testing.assert_close(got(x), wanted(x), rtol=0, atol=1e-12)

@@ -1,0 +1,183 @@
+"""seeds=S: whole runs, each as its single run would be."""
+
+import csv
+
+import pytest
+import torch
+
+from metarun import many_seeds, train
+from metarun.errors import UserError
+from metarun.signals import StopSignals
+from tests.conftest import QUICK
+
+# Plain gradient descent, which blows no rounding up.
+PLAIN = ("optim=sgd", "optim.lr=0.01", "optim.momentum=0")
+ALGOS = {
+    "protonet": ("algo=protonet", *PLAIN, "backbone.batch_norm=running"),
+    "maml": ("algo=maml", *PLAIN, "sampler.tasks=3", "train.clip_norm=0.5"),
+}
+
+
+def files(folder) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def state(metarun, name: str, which: str = "last") -> dict:
+    """The content of a checkpoint."""
+    path = metarun.folder / "outputs" / name / "checkpoints" / f"{which}.pt"
+    return torch.load(path, weights_only=True)
+
+
+def assert_same_run(metarun, got: str, wanted: str) -> None:
+    """What one run left is, to rounding, what another of the same config and seed left."""
+    for which in ("last", "best"):
+        mine, its = (state(metarun, name, which) for name in (got, wanted))
+        torch.testing.assert_close(mine["algorithm"], its["algorithm"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(mine["optimizer"], its["optimizer"], rtol=0, atol=1e-5)
+        assert mine["schedule"] == its["schedule"]
+        assert torch.equal(mine["sampler"], its["sampler"])
+        incidental = {"name": "", "resume": "", "train": {}}  # steps: the best may be of before
+        assert mine["config"] | incidental == its["config"] | incidental
+    mine, its = (metarun.results(name) for name in (got, wanted))
+    assert mine["status"] == its["status"] == "finished"
+    assert mine["test"]["episodes_sha256"] == its["test"]["episodes_sha256"]
+    assert mine["train"]["episodes"] == its["train"]["episodes"]
+    assert mine.keys() == its.keys() | {"seeds_at_once"}
+    tables = []
+    for name in (got, wanted):
+        with open(metarun.folder / "outputs" / name / "episodes.csv") as file:
+            tables.append([float(row["accuracy"]) for row in csv.DictReader(file)])
+    assert tables[0] == pytest.approx(tables[1], abs=1e-9)
+    lines = [
+        many_seeds.jsonlines.read(metarun.folder / "outputs" / name / "metrics.jsonl")
+        for name in (got, wanted)
+    ]
+    for my_line, its_line in zip(*lines, strict=True):
+        assert my_line.keys() == its_line.keys()
+        for key in my_line:
+            if "per_second" not in key:
+                assert my_line[key] == pytest.approx(its_line[key], abs=1e-5), key
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_each_seed_is_its_single_run(metarun, algo):
+    """The same files with the same in them."""
+    metarun.main(
+        *(*metarun.data, *QUICK, *ALGOS[algo]), "seed=3", "seeds=2", "hydra.run.dir=outputs/set"
+    )
+    for seed in (3, 4):
+        metarun.run(f"name=single{seed}", f"seed={seed}", *ALGOS[algo])
+        assert_same_run(metarun, f"set/seed{seed}", f"single{seed}")
+        folders = (metarun.folder / "outputs" / n for n in (f"set/seed{seed}", f"single{seed}"))
+        of_set, single = map(files, folders)
+        assert of_set == single
+    overrides = (metarun.folder / "outputs/set/seed4/.hydra/overrides.yaml").read_text()
+    assert "- seed=4\n" in overrides
+    assert "seeds=" not in overrides
+    assert metarun.results("set/seed3")["config"]["seeds"] == 1
+
+
+def several(metarun, *overrides: str) -> None:
+    """Seeds 0 and 1 in outputs/set, unless told otherwise."""
+    given = (*metarun.data, *QUICK, *ALGOS["protonet"], "seeds=2", "hydra.run.dir=outputs/set")
+    later = {override.partition("=")[0] for override in overrides}
+    metarun.main(*(o for o in given if o.partition("=")[0] not in later), *overrides)
+
+
+def test_seeds_go_on(metarun):
+    """Longer, one by itself and then all, as if it had been asked at once; done ones are let be."""
+    several(metarun)
+    alone = ("seed=1", "seeds=1", "train.steps=6", "resume=auto", "hydra.run.dir=outputs/set/seed1")
+    several(metarun, *alone)
+    several(metarun, "train.steps=8", "resume=auto")  # from steps 4 and 6
+    for seed in (0, 1):
+        metarun.run(f"name=single{seed}", f"seed={seed}", *ALGOS["protonet"], "train.steps=8")
+        assert_same_run(metarun, f"set/seed{seed}", f"single{seed}")
+    folder = metarun.folder / "outputs/set"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    several(metarun, "train.steps=8", "resume=auto")
+    several(metarun, "train.steps=8", "resume=auto", "seeds=3")
+    changed = [p for p in before if p.stat().st_mtime_ns != before[p] and p.name != ".lock"]
+    assert not changed
+    assert metarun.results("set/seed2")["train"]["steps"] == 8
+
+
+def test_stopped_and_gone_on_with(metarun, monkeypatch, capsys):
+    """A signal stops all the seeds after the same step."""
+
+    class Stop(StopSignals):
+        calls = 0
+
+        def __call__(self) -> bool:
+            self.calls += 1
+            return self.calls >= 3
+
+    monkeypatch.setattr(many_seeds, "StopSignals", Stop)
+    with pytest.raises(SystemExit) as leaving:
+        several(metarun)
+    monkeypatch.setattr(many_seeds, "StopSignals", StopSignals)
+    assert leaving.value.code == 130
+    assert "stopped at step 3 of 4; go on with: metarun " in capsys.readouterr().err
+    for seed in (0, 1):
+        assert metarun.results(f"set/seed{seed}")["status"] == "interrupted"
+        assert state(metarun, f"set/seed{seed}")["progress"]["step"] == 3
+    several(metarun, "resume=auto")
+    metarun.run("name=single", *ALGOS["protonet"])
+    assert metarun.results("set/seed1")["status"] == "finished"
+    weights = (state(metarun, name)["algorithm"] for name in ("set/seed0", "single"))
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-5)
+
+
+def test_a_seed_that_fails(metarun, monkeypatch):
+    """It is told; the others go on."""
+    looked_at = []
+
+    def refuse_second(algorithm, step):
+        looked_at.append(step)
+        if len(looked_at) == 2:
+            raise UserError(f"a weight is not finite after step {step}")
+
+    monkeypatch.setattr(train, "refuse_lost_weights", refuse_second)
+    given = (*metarun.data, *QUICK, *ALGOS["protonet"], "seeds=3", "hydra.run.dir=outputs/set")
+    assert metarun.error(*given) == (
+        "seed 1: a weight is not finite after step 2 (2 other seeds are done)"
+    )
+    statuses = [metarun.results(f"set/seed{seed}")["status"] for seed in range(3)]
+    assert statuses == ["finished", "failed", "finished"]
+    assert metarun.results("set/seed1")["error"].startswith("a weight is not finite")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["seeds=0"], "seeds=0: it must be at least 1"),
+        (["train.patience=3"], "seeds=2: it needs train.patience=0, or seeds=1"),
+        (["sampler.chunk=1"], "seeds=2: it needs sampler.chunk=0, or seeds=1"),
+        (["device.graph=true"], "seeds=2: it needs device.graph=false, or seeds=1"),
+        (["augment=crop_flip"], "seeds=2: it needs augment=none, or seeds=1"),
+        (["mode=prepare"], "seeds=2: it needs mode=train, or seeds=1"),
+        (["algo=reptile"], "seeds=2: the loss of Reptile cannot be computed for several seeds"),
+        (["algo=mamlpp"], "seeds=2: MAMLPlusPlus counts its steps"),
+        (["sampler=variable", "way=5"], "seeds=2: tasks of unlike sizes"),
+        (["optim._target_=torch.optim.NAdam"], "seeds=2: NAdam may move"),
+    ],
+)
+def test_refusals(metarun, overrides, why):
+    """In one line, and nothing is left behind."""
+    given = (*metarun.data, *QUICK, "seeds=2", "hydra.run.dir=outputs/set", *overrides)
+    assert metarun.error(*given).startswith(why)
+    assert not (metarun.folder / "outputs/set").exists()
+
+
+def test_a_single_runs_folder(metarun):
+    """It is not taken for that of several seeds, nor the other way round."""
+    metarun.run("name=single")
+    given = (*metarun.data, *QUICK)
+    assert "outputs/single holds other files" in metarun.error(
+        *given, "seeds=2", "hydra.run.dir=outputs/single"
+    )
+    several(metarun)
+    assert "outputs/set holds other files" in metarun.error(*given, "hydra.run.dir=outputs/set")
+    assert "seed0 already holds a run (finished)" in metarun.error(
+        *given, "seeds=2", "hydra.run.dir=outputs/set"
+    )
