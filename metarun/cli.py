@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun import config as schema
+from metarun import launchers
 from metarun.errors import Interrupted, UserError
 from metarun.help import choice_files, help_text
 
@@ -50,6 +52,8 @@ def job(config: DictConfig) -> float | None:
     choices = hydra_config.runtime.choices
     names = {group: str(choices[group]) for group in ("data", "augment", "algo", "backbone")}
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
+    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":  # this very job, queued again
+        config.resume = "auto"
     sweep = Path(hydra_config.sweep.dir).absolute().name if in_sweep else ""
     texts = {
         ".hydra/config.yaml": OmegaConf.to_yaml(config),
@@ -73,6 +77,10 @@ def job(config: DictConfig) -> float | None:
             leave(str(error))
         print(f"metarun: job {hydra_config.job.num}: {error}", file=sys.stderr)
         raise  # the other jobs go on
+    except Exception:
+        if in_sweep:  # from another process, a launcher brings home the error without its traceback
+            traceback.print_exc()
+        raise
     return results["test"][results["test"]["metric"]] if "test" in results else 0.0
 
 
@@ -115,7 +123,7 @@ def main() -> None:
             print(help_text(folders, choices_of(arguments.overrides)))
             return
         if not (arguments.shell_completion or arguments.hydra_help or arguments.info):
-            check(arguments.overrides, arguments.config_dir)
+            check(arguments.overrides, arguments.config_dir, arguments.multirun)
         job()
     except UserError as error:
         leave(str(error))
@@ -127,6 +135,10 @@ def main() -> None:
         leave(one_line(error))
     except KeyboardInterrupt as stopped:
         leave(str(stopped) or "stopped", code=130)
+    except Exception as error:
+        if complaint := launchers.complaint(error):
+            leave(complaint, code=1)
+        raise
 
 
 def parsed_arguments() -> argparse.Namespace:
@@ -182,7 +194,7 @@ def leave(text: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-def check(overrides: list[str], config_dir: str | None) -> None:
+def check(overrides: list[str], config_dir: str | None, multirun: bool = False) -> None:
     """Raise an error if a job of this command line would be refused, without loading torch.
 
     Of a sweep, the values of each key are tried once, beside the first values of the others.
@@ -196,6 +208,44 @@ def check(overrides: list[str], config_dir: str | None) -> None:
         for i, values in enumerate(spelled):
             for value in values[1:MANY]:
                 check_job([*first[:i], value, *first[i + 1 :]], config_dir, shipped)
+        alike = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
+        check_launcher(alike, first, config_dir, multirun)
+
+
+def check_launcher(
+    overrides: list[str], first: list[str], config_dir: str | None, multirun: bool
+) -> None:
+    """Raise UserError if the sweep's jobs could not be launched as asked.
+
+    `overrides` are those that all its jobs share, by which Hydra chooses the launcher, and `first`
+    those of its first job.
+    """
+    added = search_path(config_dir)
+    composed, of_job = (
+        hydra.compose("config", [*given, *added], return_hydra_config=True).hydra
+        for given in (overrides, first)
+    )
+    choice, meant = (own.runtime.choices["hydra/launcher"] for own in (composed, of_job))
+    if meant != choice:
+        raise UserError(f"hydra/launcher={meant}: nothing that is swept can choose the launcher")
+    if choice != "basic" and not multirun and composed.mode != RunMode.MULTIRUN:
+        raise UserError(f"hydra/launcher={choice}: it launches the jobs of a sweep: add -m")
+    kind = launchers.kind(composed.launcher._target_, conf_folder() / "hydra" / "launcher")
+    if kind:
+        typed = [o for o in overrides if o.lstrip("+").startswith(launchers.TYPED)]
+        committed = hydra.compose(
+            "config", [f"hydra/launcher={kind}", *typed], return_hydra_config=True
+        )
+        reference = OmegaConf.to_container(committed.hydra.launcher)
+        launcher = OmegaConf.to_container(composed.launcher, resolve=True)
+        assert isinstance(launcher, dict)
+        assert isinstance(reference, dict)
+        launchers.check(launcher, reference, kind, overrides)
+
+
+def search_path(config_dir: str | None) -> list[str]:
+    """The override by which the user's own configs are found, if there are any."""
+    return [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
 
 
 def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig) -> None:
@@ -203,7 +253,7 @@ def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig)
 
     `shipped` is the committed config without any override, Hydra's own settings included.
     """
-    added = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+    added = search_path(config_dir)
     if config_dir and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir}: there is no such folder")
     for override in overrides:
@@ -284,7 +334,9 @@ def refuse_foreign_code(own: DictConfig, shipped: DictConfig) -> None:
 def missing_choice(error: MissingConfigException) -> str:
     """One line for a group's choice that does not exist."""
     missing = error.missing_cfg_file or str(error)
-    group, _, choice = missing.partition("/")
+    own = re.match(r"hydra/\w+", missing)  # a group of Hydra's own
+    group = own[0] if own else missing.partition("/")[0]
+    choice = missing.removeprefix(f"{group}/")
     options = list(dict.fromkeys([*choice_files([conf_folder()], group), *(error.options or [])]))
     return missing_choice_of(group, choice, options)
 

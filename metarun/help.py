@@ -10,6 +10,7 @@ metarun: a config in, a number with its confidence interval out
   metarun algo=protonet data=omniglot way=20 shot=5
   metarun data=image_folder data.root=DIR     your own pictures, a folder a class
   metarun -m seed=0,1,2                       a sweep
+  metarun -m hydra/launcher=slurm seed=0,1,2  its jobs on a cluster
   metarun mode=test checkpoint=RUN_FOLDER/checkpoints/best.pt
   metarun mode=embed checkpoint=RUN_FOLDER/checkpoints/best.pt to=DIR
   metarun data=features data.root=DIR         any head on the features so stored
@@ -35,17 +36,17 @@ def help_text(folders: list[Path], chosen: dict[str, str]) -> str:
     defaults = dict(re.findall(r"^  - (\w+): (\w+)", "\n".join(lines[start:end]), re.M))
     plain = lines[end : lines.index("hydra:")]
     sections = [USAGE, "Keys", *described(plain), "", "Groups (group=choice), and the keys of one"]
-    for group in defaults:
-        choice = chosen.get(group, defaults[group])
+    for group in [*defaults, "hydra/launcher"]:
+        choice = chosen.get(group, defaults.get(group))
         sections += ["", f"{group}="]
         files = choice_files(folders, group)
         for name, path in files.items():
-            mark = " (default)" if name == defaults[group] else ""
+            mark = " (default)" if name == defaults.get(group) else ""
             sections.append(f"  {f'{name}  ':<24}{title(path)}{mark}")
         if choice in files:
             lines = files[choice].read_text().splitlines()
             everywhere = lines[0] == "# @package _global_"  # it spells whole keys itself
-            sections += described(lines, prefix="" if everywhere else f"{group}.")
+            sections += described(lines, prefix="" if everywhere else f"{group.replace('/', '.')}.")
     return "\n".join(sections)
 
 
