@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,12 +28,15 @@ from metarun import config as schema
 from metarun import launchers
 from metarun.errors import Interrupted, UserError
 from metarun.help import choice_files, help_text
+from metarun.signals import StopSignals
 
 BUILT = ("data", "augment", "sampler", "backbone", "algo", "optim", "schedule")  # with a _target_
 SOURCE = ("+data@data.sources.", "+data.sources.")  # what gives a mixture one more
 MANY = 20  # values of a swept key that are tried before the sweep starts
 # Hydra's own settings that could run or load something, or change what a run does.
 FIXED = ["callbacks", "job.env_set", "job.env_copy", "job.chdir", "job_logging", "hydra_logging"]
+# Our launchers bear the names of the plugins' own, by which Hydra 1.3 checks their values too.
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against")
 
 
 def conf_folder() -> Path:
@@ -124,7 +128,8 @@ def main() -> None:
             return
         if not (arguments.shell_completion or arguments.hydra_help or arguments.info):
             check(arguments.overrides, arguments.config_dir, arguments.multirun)
-        job()
+        with StopSignals():  # a launcher ends its processes when it is interrupted, not by SIGTERM
+            job()
     except UserError as error:
         leave(str(error))
     except MissingConfigException as error:
@@ -236,11 +241,8 @@ def check_launcher(
         committed = hydra.compose(
             "config", [f"hydra/launcher={kind}", *typed], return_hydra_config=True
         )
-        reference = OmegaConf.to_container(committed.hydra.launcher)
-        launcher = OmegaConf.to_container(composed.launcher, resolve=True)
-        assert isinstance(launcher, dict)
-        assert isinstance(reference, dict)
-        launchers.check(launcher, reference, kind, overrides)
+        reference = plain(committed.hydra.launcher)
+        launchers.check(plain(composed.launcher), reference, kind, overrides)
 
 
 def search_path(config_dir: str | None) -> list[str]:

@@ -18,7 +18,7 @@ LIBRARIES = ("submitit", "joblib", "ray")
 def kind(target: str, folder: Path) -> str | None:
     """Which of the committed launchers in `folder` this class is; None for another."""
     for path in folder.glob("*.yaml"):
-        if OmegaConf.load(path)["_target_"] == target:
+        if OmegaConf.select(OmegaConf.load(path), "_target_") == target:
             return path.stem
     return None
 
@@ -56,7 +56,8 @@ def is_installed(module: str) -> bool:
 
 def complaint(error: Exception) -> str | None:
     """What a launcher says went wrong with its jobs, in one line; None for other errors."""
-    if type(error).__module__.split(".")[0] not in LIBRARIES:
+    theirs = type(error).__module__.split(".")[0] in LIBRARIES
+    if not (theirs or isinstance(error, ConnectionError)):  # which Ray raises without a cluster
         return None
     text = str(error).split("\nError stream", 1)[0].split("\n---", 1)[0]
     return " ".join(text.split())

@@ -24,7 +24,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.wait = False
         self._asked = False
-        self._for_launcher: int | None = None
+        self._for_launcher: signal.Signals | None = None
 
     def __call__(self) -> bool:
         return self._asked
@@ -40,12 +40,14 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self._for_launcher:
-            self._before[self._for_launcher](self._for_launcher, None)
+            handler = self._before[self._for_launcher]
+            assert callable(handler)
+            handler(self._for_launcher, None)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first = not self._asked
         if number in LAUNCHERS:  # it often comes right after SIGTERM, and is no second request
-            first, self._for_launcher = True, number
+            first, self._for_launcher = True, signal.Signals(number)
         if self.wait and first:
             self._asked = True
         else:

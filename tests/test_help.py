@@ -10,7 +10,8 @@ from metarun.help import described, help_text
 
 CHECKOUT = Path(metarun.__file__).parents[1] / "conf"
 CONF = CHECKOUT if CHECKOUT.is_dir() else Path(metarun.__file__).parent / "conf"
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
+GROUPS.append("hydra/launcher")
 CHOICES = [
     (group, path.relative_to(CONF / group).with_suffix("").as_posix())
     for group in GROUPS
@@ -26,7 +27,8 @@ def keys_of(path):
     content = OmegaConf.to_container(OmegaConf.load(path))
     kept = {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
     everywhere = path.parent == CONF or "@package _global_" in path.read_text()
-    prefix = "" if everywhere else f"{path.relative_to(CONF).parts[0]}."
+    group = ".".join(path.relative_to(CONF).parts[: 2 if "hydra" in path.parts else 1])
+    prefix = "" if everywhere else f"{group}."
     return [f"{prefix}{key}" for key in flat(kept) if not key.rpartition(".")[2].startswith("_")]
 
 
