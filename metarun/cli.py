@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import traceback
+import warnings
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,9 +29,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun import config as schema
-from metarun import ranks, rerun, runfolder
+from metarun import launchers, ranks, rerun, runfolder
 from metarun.errors import Interrupted, UserError
 from metarun.help import choice_files, help_text
+from metarun.signals import StopSignals
 from metarun.tables import cells
 from metarun.tables.asked import Asked, asked, record
 from metarun.tracking import console
@@ -57,6 +59,8 @@ def run_name(part: str = "", *, _root_: DictConfig) -> str:
 
 # Here, where a launcher's worker finds it too, since it imports `job`.
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+# Our launchers bear the names of the plugins' own, by which Hydra 1.3 checks their values too.
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against")
 
 
 def conf_folder() -> Path:
@@ -76,6 +80,8 @@ def job(config: DictConfig) -> float | None:
     choices = hydra_config.runtime.choices
     names = {group: str(choices[group]) for group in ("data", "augment", "algo", "backbone")}
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
+    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":  # this very job, queued again
+        config.resume = "auto"
     sweep = Path(hydra_config.sweep.dir).absolute().name if in_sweep else ""
     texts = {
         ".hydra/config.yaml": OmegaConf.to_yaml(config),
@@ -222,11 +228,12 @@ def main() -> None:
             job()
             return
         with ranks.agreed():
-            jobs = check(arguments.overrides, arguments.config_dir)
-        if arguments.multirun:
-            run_sweep(arguments, jobs)
-        else:
-            job()
+            jobs = check(arguments.overrides, arguments.config_dir, arguments.multirun)
+        with StopSignals():  # a launcher ends its processes when it is interrupted, not by SIGTERM
+            if arguments.multirun:
+                run_sweep(arguments, jobs)
+            else:
+                job()
         ranks.part()
     except UserError as error:
         leave(str(error))
@@ -238,6 +245,10 @@ def main() -> None:
         leave(one_line(error))
     except KeyboardInterrupt as stopped:
         leave(str(stopped) or "stopped", code=130)
+    except Exception as error:
+        if complaint := launchers.complaint(error):
+            leave(complaint, code=1)
+        raise
 
 
 def parsed_arguments() -> argparse.Namespace:
@@ -402,7 +413,7 @@ def leave(text: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-def check(overrides: list[str], config_dir: str | None) -> list[list[str]]:
+def check(overrides: list[str], config_dir: str | None, multirun: bool = False) -> list[list[str]]:
     """The values of each override, several in a sweep.
 
     Raises an error if a job would be refused, without loading torch. Of a sweep, the values of each
@@ -417,7 +428,30 @@ def check(overrides: list[str], config_dir: str | None) -> list[list[str]]:
         for i, values in enumerate(spelled):
             for value in values[1:MANY]:
                 check_job([*first[:i], value, *first[i + 1 :]], config_dir, shipped)
+        alike = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
+        check_launcher(alike, first, config_dir, multirun)
     return spelled
+
+
+def check_launcher(
+    overrides: list[str], first: list[str], config_dir: str | None, multirun: bool
+) -> None:
+    """Raise UserError if the sweep's jobs could not be launched as asked.
+
+    `overrides` are those that all its jobs share, by which Hydra chooses the launcher, and `first`
+    those of its first job.
+    """
+    own, of_job = (composed(given, config_dir).hydra for given in (overrides, first))
+    choice, meant = (each.runtime.choices["hydra/launcher"] for each in (own, of_job))
+    if meant != choice:
+        raise UserError(f"hydra/launcher={meant}: nothing that is swept can choose the launcher")
+    if choice != "basic" and not multirun and own.mode != RunMode.MULTIRUN:
+        raise UserError(f"hydra/launcher={choice}: it launches the jobs of a sweep: add -m")
+    kind = launchers.kind(own.launcher._target_, conf_folder() / "hydra" / "launcher")
+    if kind:
+        typed = [o for o in overrides if o.lstrip("+").startswith(launchers.TYPED)]
+        reference = plain(composed([f"hydra/launcher={kind}", *typed], None).hydra.launcher)
+        launchers.check(plain(own.launcher), reference, kind, overrides)
 
 
 def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig) -> None:
@@ -515,7 +549,9 @@ def refuse_foreign_code(own: DictConfig, shipped: DictConfig) -> None:
 def missing_choice(error: MissingConfigException) -> str:
     """One line for a group's choice that does not exist."""
     missing = error.missing_cfg_file or str(error)
-    group, _, choice = missing.partition("/")
+    own = re.match(r"hydra/\w+", missing)  # a group of Hydra's own
+    group = own[0] if own else missing.partition("/")[0]
+    choice = missing.removeprefix(f"{group}/")
     options = list(dict.fromkeys([*choice_files([conf_folder()], group), *(error.options or [])]))
     return missing_choice_of(group, choice, options)
 

@@ -112,6 +112,16 @@ LOWEST = {
     "optim.lr": 0,
     "optim.weight_decay": 0,
     "schedule.step_size": 1,
+    "hydra.launcher.n_jobs": -1,
+    "hydra.launcher.batch_size": 1,
+    "hydra.launcher.cpus_per_task": 1,
+    "hydra.launcher.timeout_min": 1,
+    "hydra.launcher.max_num_timeout": 0,
+    "hydra.launcher.signal_delay_s": 1,
+    "hydra.launcher.array_parallelism": 1,
+    "hydra.launcher.ray.remote.num_cpus": 0,
+    "hydra.launcher.ray.remote.num_gpus": 0,
+    "hydra.launcher.ray.remote.max_retries": -1,
 }
 
 # What seeds above 1 are trained with.
@@ -124,10 +134,9 @@ AT_ONCE = {
 }
 
 
-def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -> None:
+def check_values(config: dict[str, Any], reference: dict[str, Any]) -> None:
     """Raise UserError for a key that `reference`, the committed configs, does not have, a value of
-    another type than there, one out of bounds, or a `_target_` that is neither ours nor in `allow`.
-    """
+    another type than there, or one out of bounds."""
     committed = flat(reference)
     values = flat(config)
     if isinstance(values.get("name"), int | float):  # a name that reads as a number
@@ -153,6 +162,13 @@ def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -
         least = min(value, default=lowest) if isinstance(value, list) else value
         if isinstance(least, int | float) and least < lowest:
             raise UserError(f"{key}={shown(value)}: it must be at least {lowest}")
+
+
+def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -> None:
+    """Raise UserError for what `check_values` refuses, values that do not suit each other, or a
+    `_target_` that is neither ours nor in `allow`."""
+    check_values(config, reference)
+    values = flat(config)
     if config.get("seeds", 1) > 1:
         for key, needed in AT_ONCE.items():
             value, spelled = values.get(key, needed), "none" if needed is None else shown(needed)
@@ -165,7 +181,7 @@ def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -
         raise UserError("mode=test: say which model, checkpoint=RUN_FOLDER/checkpoints/best.pt")
     if config.get("to") and config["mode"] != "embed":
         raise UserError("to= goes with mode=embed: it says where the features are stored")
-    run_name = values["name"]
+    run_name = str(values["name"])
     if "/" in run_name or run_name.strip(". ") == "":
         raise UserError(f"name={run_name}: not a folder's name; hydra.run.dir=DIR sets a path")
     saved = config["checkpoint"]

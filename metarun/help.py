@@ -12,6 +12,7 @@ metarun: a config in, a number with its confidence interval out
   metarun -m seed=0,1,2                       a sweep
   metarun -m hydra/sweeper=search 'optim.lr=tag(log,interval(1e-4,1e-2))'    a search
   metarun rerun=RUN_FOLDER                    the same run once more, and whether it comes out equal
+  metarun -m hydra/launcher=slurm seed=0,1,2  its jobs on a cluster
   metarun mode=test checkpoint=RUN_FOLDER/checkpoints/best.pt
   metarun mode=embed checkpoint=RUN_FOLDER/checkpoints/best.pt to=DIR
   metarun data=features data.root=DIR         any head on the features so stored
@@ -37,7 +38,7 @@ def help_text(folders: list[Path], chosen: dict[str, str]) -> str:
     defaults = dict(re.findall(r"^  - (\w+): (\w+)", "\n".join(lines[start:end]), re.M))
     plain = lines[end : lines.index("hydra:")]
     sections = [USAGE, "Keys", *described(plain), "", "Groups (group=choice), and the keys of one"]
-    for group in [*defaults, "hydra/sweeper"]:
+    for group in [*defaults, "hydra/launcher", "hydra/sweeper"]:
         choice = chosen.get(group, defaults.get(group))
         sections += ["", f"{group}="]
         files = choice_files(folders, group)

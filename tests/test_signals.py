@@ -62,3 +62,57 @@ def test_in_another_thread_signals_are_left_alone():
     thread.start()
     thread.join()
     assert seen == [(before, False)]
+
+
+@pytest.fixture
+def heard():
+    """What a launcher that listens to SIGUSR2, as submitit does, has heard."""
+    heard = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: heard.append(number))
+    yield heard
+    signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_launcher_hears_its_signal_once_the_run_has_left(heard):
+    with StopSignals() as stop:
+        stop.wait = True
+        signal.raise_signal(signal.SIGUSR2)
+        assert stop()
+        assert not heard
+    assert heard == [signal.SIGUSR2]
+
+
+def test_a_launchers_signal_stops_at_once_what_needs_no_saving(heard):
+    with pytest.raises(Interrupted), StopSignals():
+        signal.raise_signal(signal.SIGUSR2)
+    assert heard == [signal.SIGUSR2]
+
+
+def test_a_launchers_signal_after_another_is_no_second_request(heard):
+    """SLURM may send both, SIGTERM first."""
+    with StopSignals() as stop:
+        stop.wait = True
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGUSR2)
+        assert stop()
+    assert heard == [signal.SIGUSR2]
+
+
+def test_what_a_launcher_raises_comes_out():
+    """submitit's listener leaves the process."""
+
+    def leave(number, frame):
+        raise SystemExit(255)
+
+    before = signal.signal(signal.SIGUSR2, leave)
+    try:
+        with pytest.raises(SystemExit), StopSignals():
+            signal.raise_signal(signal.SIGUSR2)
+        assert signal.getsignal(signal.SIGUSR2) is leave
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_signal_without_a_listener_is_left_alone():
+    with StopSignals():
+        assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
