@@ -17,6 +17,7 @@ metarun: a config in, a number with its confidence interval out
   metarun mode=embed checkpoint=RUN_FOLDER/checkpoints/best.pt to=DIR
   metarun data=features data.root=DIR         any head on the features so stored
   metarun mode=prepare data=omniglot          fetch, check and prepare data; mode=verify checks it
+  metarun table=snell2017_omniglot            a paper's table, beside its numbers; again to go on
   metarun name=NAME resume=auto               go on with an interrupted run
   metarun algo=NAME --help                    the keys of that choice
 
@@ -45,7 +46,7 @@ def help_text(folders: list[Path], chosen: dict[str, str]) -> str:
         for name, path in files.items():
             mark = " (default)" if name == defaults.get(group) else ""
             sections.append(f"  {f'{name}  ':<24}{title(path)}{mark}")
-        if choice in files:
+        if choice in files and group != "table":  # which holds no keys, but a paper's numbers
             lines = files[choice].read_text().splitlines()
             everywhere = lines[0] == "# @package _global_"  # it spells whole keys itself
             sections += described(lines, prefix="" if everywhere else f"{group.replace('/', '.')}.")

@@ -250,6 +250,10 @@ def test_experiment_runs(metarun, experiment):
         small = ["~data.background", "sampler=uniform", "eval=uniform", "backbone.width=4"]
     else:
         small = ["backbone.width=4"]
+    if experiment.startswith("nichol2018/"):
+        small.append("algo.test_steps=2")
+    elif experiment.startswith("ravi2017/"):
+        small.append("algo.inner_steps=2")
     name = experiment.replace("/", "-")
     short = "train.steps=2 train.val_every=2 eval.episodes=2 eval.val_episodes=2".split()
     metarun.main(
