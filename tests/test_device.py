@@ -92,9 +92,7 @@ def test_each_rank_has_a_gpu_of_its_own(two_gpus, name):
 
 def test_a_rank_without_a_gpu_is_refused(two_gpus, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(
-        UserError, match=r"rank 2 .* has no GPU, .* --nproc-per-node=2"
-    ):
+    with pytest.raises(UserError, match=r"rank 2 .* has no GPU, .* --nproc-per-node=2"):
         choose("cuda", "fp32", deterministic=False)
 
 
