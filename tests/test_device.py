@@ -3,6 +3,7 @@ import os
 import pytest
 import torch
 
+from metarun import ranks
 from metarun.device import Device, choose
 from metarun.errors import UserError
 
@@ -69,6 +70,35 @@ def test_a_gpu_of_too_high_a_number_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match=r"device.name=cuda:2, .* 2 GPUs: cuda:0 to cuda:1"):
         choose("cuda:2", "fp32", deterministic=False)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Two GPUs, and the second of three ranks on this machine; the list of what it was told."""
+    told = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", told.append)
+    monkeypatch.setattr(ranks, "size", lambda: 3)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    return told
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_each_rank_has_a_gpu_of_its_own(two_gpus, name):
+    assert choose(name, "fp32", deterministic=False).torch_device == torch.device("cuda", 1)
+    assert two_gpus == [1]
+
+
+def test_a_rank_without_a_gpu_is_refused(two_gpus, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match=r"rank 2 .* has no GPU, .* --nproc-per-node=2"):
+        choose("cuda", "fp32", deterministic=False)
+
+
+def test_ranks_do_not_share_a_gpu(two_gpus):
+    with pytest.raises(UserError, match=r"device.name=cuda:0: .* device.name=cuda each has its"):
+        choose("cuda:0", "fp32", deterministic=False)
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

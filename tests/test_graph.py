@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from metarun import ranks
 from metarun.algos.protonet import ProtoNet
 from metarun.backbones.conv4 import Conv4
 from metarun.data.split import stack_classes
@@ -157,9 +158,11 @@ def test_an_algorithm_that_draws_on_the_cpu_is_not_recorded(capsys):
     assert "draws random numbers on the CPU: going on without" in capsys.readouterr().err
 
 
-def test_what_is_known_beforehand():
+def test_what_is_known_beforehand(monkeypatch):
     weight = [nn.Parameter(torch.ones(1))]
     fused, plain = torch.optim.Adam(weight, fused=True), torch.optim.Adam(weight)
     assert obstacle(nn.Linear(1, 1), fused) is None
     assert obstacle(nn.Linear(1, 1), plain) == "Adam has no fused form here"
     assert "MAMLPlusPlus does not do the same" in obstacle(tasks.algorithm("mamlpp"), fused)
+    monkeypatch.setattr(ranks, "size", lambda: 2)
+    assert "ranks exchange" in obstacle(nn.Linear(1, 1), fused)
