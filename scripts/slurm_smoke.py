@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 PORTS = (26817, 26818)  # not SLURM's own, which may be in use
@@ -128,9 +129,11 @@ def sweep(folder: Path, steps: int) -> None:
         for path in stopped:
             until(f"{path.name} trains", lambda p=path: lines(p / "metrics.jsonl") > 20, 120)
         array = said("squeue", "-h", "-o", "%F").split()[0]
-        for order in ("scontrol requeue {}_0", "scancel --signal=USR2 {}_1"):
-            print("$", order.format(array), flush=True)
-            run(*order.format(array).split())
+        for order in (f"scancel --signal=USR2 {array}_1", f"scontrol requeue {array}_0"):
+            print("$", order, flush=True)
+            # scancel of SLURM 22.05 sends the signal, is told "try again later", and does so.
+            with suppress(subprocess.TimeoutExpired):
+                subprocess.run(order.split(), timeout=3, stderr=subprocess.DEVNULL)
         for path in stopped:
             until("it stops", lambda p=path: results(p).get("status") == "interrupted", 60)
             print(path.name, results(path)["error"], flush=True)
@@ -187,7 +190,7 @@ def until(what: str, done: Callable[[], bool], seconds: float) -> None:
     while not done():
         if time.monotonic() > end:
             sys.exit(f"after {seconds:.0f} s still waiting: {what}")
-        time.sleep(0.5)
+        time.sleep(1)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def test_a_launcher_that_is_not_installed(metarun, monkeypatch, name):
     assert not any(metarun.folder.iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:\\s*'hydra/launcher:UserWarning")  # as the command line does
 @pytest.mark.parametrize("name", PLUGINS)
 def test_a_launcher_composes(everything_installed, name):
     cli.check([f"hydra/launcher={name}", "seed=0,1", "algo=protonet,maml"], None, True)
@@ -183,12 +184,13 @@ def test_joblib_gives_the_results_of_one_process(metarun):
     """Two jobs at once, beside the same sweep one after the other."""
     pytest.importorskip(PLUGINS["joblib"])
     sweep = ["-m", *arguments(metarun, "x")[:-1], "train.steps=2", "seed=0,1"]
-    subdir = "hydra.sweep.subdir=${seed}"
-    for name, launcher in {"basic": [], "joblib": ["hydra/launcher=joblib"]}.items():
-        process = metarun.process(*sweep, *launcher, f"hydra.sweep.dir=outputs/{name}", subdir)
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
-        assert "warning" not in said.lower()
+    sweep.append("hydra.sweep.subdir=${seed}")
+    metarun.main(*sweep, "hydra.sweep.dir=outputs/basic")
+    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=outputs/joblib"]
+    process = metarun.process(*sweep, *joblib)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "warning" not in said.lower()
     for seed in "01":
-        basic, joblib = (metarun.results(f"{name}/{seed}") for name in ("basic", "joblib"))
-        assert basic["test"] == joblib["test"]
+        one, two = (metarun.results(f"{name}/{seed}") for name in ("basic", "joblib"))
+        assert one["test"] == two["test"]
