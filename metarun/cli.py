@@ -429,7 +429,9 @@ def check(overrides: list[str], config_dir: str | None, multirun: bool = False) 
             for value in values[1:MANY]:
                 check_job([*first[:i], value, *first[i + 1 :]], config_dir, shipped)
         alike = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
-        check_launcher(alike, first, config_dir, multirun)
+        launcher = HydraConfig.get().runtime.choices["hydra/launcher"]  # of one run, if it is one
+        if alike != first or launcher != "basic":
+            check_launcher(alike, first, config_dir, multirun)
     return spelled
 
 
