@@ -300,6 +300,7 @@ def test_data_without_training_classes(metarun, published):
 SMALL = {  # what makes the network of each file of conf/backbone a small one
     "conv4": "backbone.width=4",
     "conv6": "backbone.width=4",
+    "identity": "algo.learn_temperature=true",  # or nothing would be learnt
     "koch2015": "backbone.features=8 data.size=65",
     "mlp": "backbone.widths=[8]",
     "pixels": "algo.learn_temperature=true",  # or nothing would be learnt

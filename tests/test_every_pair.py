@@ -13,6 +13,7 @@ from metarun.data import miniimagenet, tieredimagenet
 from metarun.train import Plan, steps
 from tests.data import layouts
 from tests.data.test_omniglot import SMALL, write_archive
+from tests.data.test_omniglot_challenge import runs
 
 ALGORITHMS = sorted(path.stem for path in (conf_folder() / "algo").glob("*.yaml"))
 NOT_FOR_TRAINING = {"gtsrb"}  # all of its classes are for testing
@@ -25,6 +26,7 @@ SMALL_TASKS = (
     "backbone.width=4"
 ).split()
 OF_DATA = {
+    "omniglot_challenge": ["data.background=small1", "way=20"],  # as its runs
     "omniglot": ["data.splits=minimal"],
     "mixture": ["+data@data.sources.dtd=dtd", "data.sources.dtd.size=16"],
 }
@@ -42,6 +44,7 @@ def root(tmp_path_factory) -> Path:
     layouts.published(folder, PICTURES)
     for name in SMALL:
         write_archive(folder / f"{name}.zip")
+    layouts.as_zip(runs(), folder / "all_runs.zip")
     for name, splits in {"mini": miniimagenet.CLASSES, "tiered": tieredimagenet.CLASSES}.items():
         for split, classes in splits.items():
             for wnid in classes:
