@@ -42,16 +42,16 @@ class Uniform:
 
     def rows(self, split: Examples, generator: torch.Generator) -> Tensor:
         """Rows [T, way, shot + query] of the next meta-batch, each class's support first."""
-        support, query = draw_tasks(
-            split.first_row,
-            split.source,
-            tasks=self.tasks,
-            way=self.way,
-            shot=self.shot,
-            query=self.query,
-            generator=generator,
-        )
-        return torch.cat([support, query], dim=2)
+        classes = self.classes(split, generator)
+        sizes = {"shot": self.shot, "query": self.query}
+        return torch.cat(draw_examples(split.first_row, classes, **sizes, generator=generator), 2)
+
+    def classes(self, split: Examples, generator: torch.Generator) -> Tensor:
+        """The classes [T, way] of the next meta-batch."""
+        among = None
+        if split.source is not None:
+            among = of_drawn_group(split.source, self.way, self.tasks, generator)
+        return in_random_order(self.tasks, len(split.classes), among, generator)[:, : self.way]
 
     def batch(self, split: Examples, rows: Tensor) -> Episodes:
         """The meta-batch at these rows."""
@@ -59,23 +59,14 @@ class Uniform:
 
 
 def draw_tasks(
-    first_row: Tensor,
-    source: Tensor | None = None,
-    *,
-    tasks: int,
-    way: int,
-    shot: int,
-    query: int,
-    generator: torch.Generator,
+    first_row: Tensor, *, tasks: int, way: int, shot: int, query: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Rows of a split for `tasks` tasks: classes, then examples, uniformly without replacement.
 
-    Class c's examples are rows first_row[c] to first_row[c + 1]. Of several sources, `source`
-    [classes], each task first draws one with `way` classes. Returns support [T, way, shot] and
+    Class c's examples are rows first_row[c] to first_row[c + 1]. Returns support [T, way, shot] and
     query [T, way, query] rows; place k of `way` is the label.
     """
-    among = None if source is None else of_drawn_group(source, way, tasks, generator)
-    classes = in_random_order(tasks, len(first_row) - 1, among, generator)[:, :way]
+    classes = in_random_order(tasks, len(first_row) - 1, None, generator)[:, :way]
     return draw_examples(first_row, classes, shot=shot, query=query, generator=generator)
 
 
@@ -104,11 +95,17 @@ def draw_examples(
 ) -> tuple[Tensor, Tensor]:
     """Support [T, way, shot] and query [T, way, query] rows of `classes` [T, way], all distinct."""
     size = first_row.diff()
+    rows = shuffled(first_row[classes], size[classes], int(size.max()), generator)
+    return rows[..., :shot], rows[..., shot : shot + query]
+
+
+def shuffled(first_row: Tensor, size: Tensor, largest: int, generator: torch.Generator) -> Tensor:
+    """The rows [T, way, largest] of classes that start at `first_row` and have `size` examples,
+    both [T, way], in random order; what follows a class's own is of no meaning."""
     # Sorting random keys draws for all tasks at once; keys past a class's end sort last.
-    keys = torch.rand(*classes.shape, int(size.max()), generator=generator)
-    keys[torch.arange(keys.shape[2]) >= size[classes][..., None]] = 2
-    rows = first_row[classes][..., None] + keys.argsort(dim=2, stable=True)[..., : shot + query]
-    return rows[..., :shot], rows[..., shot:]
+    keys = torch.rand(*size.shape, largest, generator=generator)
+    keys[torch.arange(largest) >= size[..., None]] = 2
+    return first_row[..., None] + keys.argsort(dim=2, stable=True)
 
 
 def refuse_too_few(split: Examples, *, way: int, shot: int, query: int) -> None:

@@ -14,7 +14,7 @@ from metarun.data.split import Examples
 from metarun.episodes import PADDING, Episodes, Rows, gather
 from metarun.errors import UserError
 from metarun.samplers.hierarchy import inner_nodes
-from metarun.samplers.uniform import in_random_order, largest, of_drawn_group
+from metarun.samplers.uniform import in_random_order, largest, of_drawn_group, shuffled
 from metarun.samplers.within_superclass import of_drawn_superclass
 
 CLASSES = ("any", "superclass", "hierarchy")
@@ -185,10 +185,8 @@ def labelled_rows(
     Both [T, way], as `shots`; `query` [T] is the same for all classes `present` [T, way] in a task.
     """
     way = size.shape[1]
-    keys = torch.rand(*size.shape, int(size.max()), generator=generator)
-    keys[torch.arange(keys.shape[2]) >= size[..., None]] = 2
     needed = int((shots + query[:, None]).max())
-    rows = first_row[..., None] + keys.argsort(dim=2, stable=True)[..., :needed]  # [T, way, needed]
+    rows = shuffled(first_row, size, int(size.max()), generator)[..., :needed]  # [T, way, needed]
     place, end = torch.arange(needed), (shots + query[:, None])[..., None]
     in_support = (place < shots[..., None]) & present[..., None]
     in_query = (place >= shots[..., None]) & (place < end) & present[..., None]

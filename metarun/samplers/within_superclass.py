@@ -9,7 +9,6 @@ from metarun.data.split import Examples
 from metarun.errors import UserError
 from metarun.samplers.uniform import (
     Uniform,
-    draw_examples,
     in_random_order,
     largest,
     of_drawn_group,
@@ -29,40 +28,10 @@ class WithinSuperclass(Uniform):
         """Raise UserError when no superclass of the split is large enough for these tasks."""
         refuse_too_small_superclasses(split, way=self.way, shot=self.shot, query=self.query)
 
-    def rows(self, split: Examples, generator: torch.Generator) -> Tensor:
-        """Rows [T, way, shot + query] of the next meta-batch, each class's support first."""
-        support, query = draw_tasks(
-            split.first_row,
-            split.superclass,
-            split.source,
-            tasks=self.tasks,
-            way=self.way,
-            shot=self.shot,
-            query=self.query,
-            generator=generator,
-        )
-        return torch.cat([support, query], dim=2)
-
-
-def draw_tasks(
-    first_row: Tensor,
-    superclass: Tensor,
-    source: Tensor | None = None,
-    *,
-    tasks: int,
-    way: int,
-    shot: int,
-    query: int,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Rows for `tasks` tasks: a superclass, `way` of its classes, then examples of each.
-
-    `superclass` [classes] is the superclass of each class; those with fewer than `way` classes
-    take no part. Returns support [T, way, shot] and query [T, way, query] rows.
-    """
-    among = of_drawn_superclass(superclass, source, way, tasks, generator)
-    classes = in_random_order(tasks, len(superclass), among, generator)[:, :way]
-    return draw_examples(first_row, classes, shot=shot, query=query, generator=generator)
+    def classes(self, split: Examples, generator: torch.Generator) -> Tensor:
+        """The classes [T, way] of the next meta-batch, none of a smaller superclass."""
+        among = of_drawn_superclass(split.superclass, split.source, self.way, self.tasks, generator)
+        return in_random_order(self.tasks, len(split.classes), among, generator)[:, : self.way]
 
 
 def of_drawn_superclass(

@@ -3,13 +3,12 @@ import torch
 
 from metarun.data.split import stack_classes
 from metarun.errors import UserError
-from metarun.samplers.within_superclass import WithinSuperclass, draw_tasks
+from metarun.samplers.within_superclass import WithinSuperclass
 from tests.samplers.few_classes import assert_uniform
 
 # Ten classes, mixed: five of superclass 0, three of 1 and two of 2.
 SUPERCLASS = torch.tensor([0, 1, 0, 2, 0, 1, 0, 2, 1, 0])
 SIZES = [4, 6, 5, 4, 7, 5, 4, 6, 4, 5]
-FIRST_ROW = torch.tensor([0, *SIZES]).cumsum(0)
 CLASS_OF_ROW = torch.arange(len(SIZES)).repeat_interleave(torch.tensor(SIZES))
 
 # Rows of seeds 0 and 1: tasks=2, way=3, shot=1, query=2 of the classes above.
@@ -30,7 +29,8 @@ def draw(seed, **sizes):
     """Rows of one draw, two tasks of three classes where `sizes` says nothing else."""
     sizes = {"tasks": 2, "way": 3, "shot": 1, "query": 2} | sizes
     of_seed = torch.Generator().manual_seed(seed)
-    return draw_tasks(FIRST_ROW, SUPERCLASS, generator=of_seed, **sizes)
+    rows = WithinSuperclass(**sizes).rows(some_split(), of_seed)
+    return rows.tensor_split([sizes["shot"]], dim=2)
 
 
 def some_split(superclasses=True):
