@@ -13,14 +13,14 @@ import re
 import tarfile
 import zipfile
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
+from metarun.data.pictures import in_order
 from metarun.data.store import data_folder
 from metarun.errors import UserError
 from metarun.tracking.progress import track
@@ -111,18 +111,15 @@ def read_pictures(
     all at once as they were packed. `published` is how many pictures the data set has; there is a
     warning when some are not there.
     """
-    pictures: dict[str, np.ndarray | None] = {}
-    waiting: deque[tuple[str, Future[np.ndarray | None]]] = deque()
+
+    def named(member: tuple[str, bytes]) -> tuple[str, np.ndarray | None]:
+        name, content = member
+        return name, read(name, io.BytesIO(content))
+
     pool = ThreadPoolExecutor()
     try:
-        for name, content in track(
-            members(source, wanted), f"Reading pictures of {source.name}", published
-        ):
-            waiting.append((name, pool.submit(read, name, io.BytesIO(content))))
-            if len(waiting) > AHEAD:
-                first, picture = waiting.popleft()
-                pictures[first] = picture.result()
-        pictures |= {name: picture.result() for name, picture in waiting}
+        found = track(members(source, wanted), f"Reading pictures of {source.name}", published)
+        pictures = dict(in_order(pool, named, found, AHEAD))
     finally:
         pool.shutdown(cancel_futures=True)
     if len(pictures) < published:

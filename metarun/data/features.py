@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun.data.split import Split
-from metarun.data.store import SPLITS, DataSet, is_sound, write
+from metarun.data.store import DataSet, files_in, is_sound, write
 from metarun.errors import UserError
 
 
@@ -41,11 +41,6 @@ def store(folder: Path, splits: dict[str, Split], made_from: dict[str, Any]) -> 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return DataSet("features", files_in(folder))
-
-
-def files_in(folder: Path) -> dict[str, Path]:
-    """Where each split is."""
-    return {split: folder / f"{split}.safetensors" for split in SPLITS}
 
 
 def refuse_taken(folder: Path) -> None:

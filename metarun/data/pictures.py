@@ -74,13 +74,16 @@ def picture_splits(
 
 
 def in_order(
-    pool: ThreadPoolExecutor, read: Callable[[Source], Picture], sources: Iterable[Source]
+    pool: ThreadPoolExecutor,
+    read: Callable[[Source], Picture],
+    sources: Iterable[Source],
+    ahead: int = AHEAD,
 ) -> Iterator[Picture]:
-    """What `read` gives for each source, computed some way ahead but not all at once."""
+    """What `read` gives for each source, computed at most `ahead` of what has been taken."""
     waiting: deque[Future[Picture]] = deque()
     for source in sources:
         waiting.append(pool.submit(read, source))
-        if len(waiting) > AHEAD:
+        if len(waiting) > ahead:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()

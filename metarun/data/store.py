@@ -98,7 +98,7 @@ def prepare(name: str, key: str, build: Callable[[], dict[str, Split]]) -> DataS
     `key` spells everything that decides the content: the options and the source's fingerprint.
     """
     folder = data_folder() / "prepared" / f"{name}-{sha256(FORMAT.encode(), key.encode())[:16]}"
-    files = {split: folder / f"{split}.safetensors" for split in SPLITS}
+    files = files_in(folder)
     if task.get() == "verify":
         refuse_unsound(name, files.values())
     if all(is_sound(path) for path in files.values()):  # a folder that is only read will do
@@ -121,6 +121,11 @@ def prepare(name: str, key: str, build: Callable[[], dict[str, Split]]) -> DataS
     finally:
         lock.release()
     return DataSet(name, files)
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    """Where each prepared split is."""
+    return {split: folder / f"{split}.safetensors" for split in SPLITS}
 
 
 def write(path: Path, split: Split, made_from: dict[str, Any] | None = None) -> None:
