@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import checkpoint, experiment, report, runfolder
+from metarun import experiment, report, runfolder
 from metarun.errors import Interrupted, UserError
 from metarun.experiment import Parts, plain
 from metarun.signals import StopSignals
@@ -131,8 +131,7 @@ def opened_runs(
         else:
             training, _ = experiment.build_training(own, parts.data, parts.device)
             parts = parts._replace(config=own, training=training)
-        if content:
-            checkpoint.restore(parts.training, content, parts.data.checksum)
+        experiment.restore(parts, content)
         begun.append((parts, home, earlier, content))
     if begun:
         rehearse([parts for parts, *_ in begun])

@@ -16,11 +16,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from metarun.backbones.batch_norm import BatchNorm
-from metarun.data.split import Split
 from metarun.device import Device
 from metarun.errors import UserError
-from metarun.interfaces import Algorithm, RowSampler, Sampler
-from metarun.samplers.ahead import rows_ahead
+from metarun.interfaces import Algorithm, Sampler
+from metarun.samplers.ahead import can_draw_ahead, rows_ahead
 from metarun.step import Figures, counts_in_python
 from metarun.train import Training
 
@@ -181,8 +180,7 @@ def meta_batches(
 
     Each seed's are drawn by its own generator, and are those that it would draw by itself.
     """
-    resident = isinstance(split, Split) and split.x.is_cuda
-    if not (isinstance(sampler, RowSampler) and resident):
+    if not can_draw_ahead(sampler, split):
         while True:
             several = [sampler(split, generator) for generator in generators]
             yield several[0]._make(

@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from metarun.data.split import Split
 from metarun.device import Device
 from metarun.errors import Interrupted, UserError
 from metarun.graph import CapturedStep, CudaGraph, obstacle, tell
-from metarun.interfaces import Algorithm, RowSampler, Sampler
-from metarun.samplers.ahead import rows_ahead
+from metarun.interfaces import Algorithm, Sampler
+from metarun.samplers.ahead import can_draw_ahead, rows_ahead
 from metarun.samplers.share import own_share
 from metarun.step import Figures, Step
 from metarun.tracking.jsonlines import Record
@@ -166,8 +165,7 @@ def steps(
     sampler, share = own_share(sampler)
     chunk = getattr(sampler, "chunk", None)
     step = Step(algorithm, optimizer, device, plan.clip_norm, chunk, share)
-    resident = isinstance(split, Split) and split.x.is_cuda
-    if not (isinstance(sampler, RowSampler) and resident):
+    if not can_draw_ahead(sampler, split):
         if device.graph:
             tell(f"batches of {type(sampler).__name__} are not made on the GPU")
         while True:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -10,6 +11,11 @@ from metarun.data.split import Split
 from metarun.interfaces import RowSampler
 
 STEPS = 64  # meta-batches in a block
+
+
+def can_draw_ahead(sampler: Any, split: Any) -> TypeGuard[RowSampler]:
+    """Whether rows decide the batch, and the examples lie on the GPU, which need not wait."""
+    return isinstance(sampler, RowSampler) and isinstance(split, Split) and split.x.is_cuda
 
 
 def rows_ahead(
