@@ -34,6 +34,7 @@ CHOICES = {
     "resume": ("none", "auto"),
     "data.background": ("original", "small1", "small2"),
     "data.crop": ("none", "box"),
+    "train.split": ("train", "trainval"),
     "device.precision": ("fp32", "tf32", "bf16"),
     "tracker.mode": ("auto", "online", "offline", "disabled"),
 }

@@ -211,6 +211,7 @@ def build_parts(config: DictConfig) -> Parts:
     sampler = build(config, "sampler")
     test_sampler = build(config, "eval.sampler")
     refuse_another_kind(config, data, sampler, test_sampler)
+    refuse_unsuited_split(config, data)
     refuse_impossible_tasks(config, data, sampler, test_sampler)
     augment = build(config, "augment") if config.augment and config.mode == "train" else None
     refuse_unsuited_augmentation(augment, data)
@@ -274,6 +275,19 @@ def refuse_another_kind(
         raise UserError(
             f"the algorithm trains on {wanted.__name__.lower()}, but the sampler draws "
             f"{drawn.__name__.lower()}: use sampler={home}"
+        )
+
+
+def refuse_unsuited_split(config: DictConfig, data: Data) -> None:
+    """Raise UserError when training on the validation classes too cannot be, or makes no sense."""
+    if config.train.split == "train":
+        return
+    if not hasattr(data.outlines["train"], "joined"):
+        raise UserError(f"data={data.name} has no validation classes: use train.split=train")
+    if config.train.patience:
+        raise UserError(
+            f"train.patience={config.train.patience} waits for a better validation, on classes "
+            "that train.split=trainval trains on: set train.patience=0"
         )
 
 
@@ -385,7 +399,7 @@ def refuse_impossible_tasks(
         outline = data.outlines[split]
         try:
             if split == "train":
-                sampler.check(outline)
+                sampler.check(trained_on(config, data.outlines.__getitem__))
                 continue
             for source in outline.each().values() if isinstance(outline, Mixture) else [outline]:
                 test_sampler.check(source)
@@ -474,8 +488,14 @@ def weights(path: Path) -> dict[str, Any] | None:
 
 def training_split(parts: Parts) -> Any:
     """The training split on the device, its images augmented whenever they are taken."""
-    split = parts.data.open("train").to(parts.device.torch_device)
+    split = trained_on(parts.config, parts.data.open).to(parts.device.torch_device)
     return split.augmented(parts.augment) if parts.augment else split
+
+
+def trained_on(config: DictConfig, of_split: Callable[[str], Any]) -> Any:
+    """The classes to train on, of what `of_split` gives for a split's name."""
+    train = of_split("train")
+    return train.joined(of_split("val")) if config.train.split == "trainval" else train
 
 
 def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def header(
             for key, value in training.items()
             if key != "_target_" and (key, value) != ("chunk", 0)
         )
-        rows["training"] = f"{config['train']['steps']} steps; {task}"
+        on = {"train": "", "trainval": " on training and validation classes"}
+        rows["training"] = f"{config['train']['steps']} steps{on[config['train']['split']]}; {task}"
         if config.get("augment"):
             rows["augmentation"] = names["augment"]
     else:

@@ -35,6 +35,7 @@ class Plan:
     log_every: int
     patience: int
     clip_norm: float
+    split: str = "train"  # or "trainval"
 
     def validates_after(self, step: int) -> bool:
         """Whether a validation follows this step."""
@@ -136,7 +137,8 @@ class Course:
         if validating:
             refuse_lost_weights(self.training.algorithm, now.step)
             value, ci95 = self.validate()
-            best = is_better(value, now.best, self.metric)
+            # On classes that are trained on, the latest weights are the ones to take.
+            best = plan.split == "trainval" or is_better(value, now.best, self.metric)
             if best:
                 now.best, now.best_ci95, now.best_step = value, ci95, now.step
                 now.vals_since_best = 0

@@ -106,6 +106,23 @@ def test_test_split_is_sealed_while_training(metarun, monkeypatch):
     assert opened == ["val", "val", "train", "test"]  # one episode, to see that all fits together
 
 
+def test_trained_on_validation_classes_too(metarun, monkeypatch):
+    """Way 85 is more than the 64 training classes; the last weights are tested, not the best.
+
+    With a rate of 0, all validations are equal: the first is the best, and the last is the last.
+    """
+    asked = ["sampler.way=85", "sampler.shot=1", "sampler.query=1", "train.val_every=1"]
+    asked += ["optim.lr=0", "backbone.batch_norm=batch"]
+    assert "train split" in metarun.error(*metarun.data, *QUICK, *asked)
+    assert metarun.run("name=a", *asked[1:])["val"]["step"] == 1
+    joined = "train.split=trainval"
+    assert metarun.run("name=b", joined, *asked)["val"]["step"] == 4
+    why = metarun.error(*metarun.data, *QUICK, joined, "train.patience=2")
+    assert "set train.patience=0" in why
+    why = metarun.error("data=sinusoid", "algo=maml", *QUICK[:-3], "tracker=none", joined)
+    assert "use train.split=train" in why
+
+
 def test_mode_test_repeats_the_test(metarun):
     """mode=test on a run's best checkpoint gives that run's test, on each episode."""
     metarun.run("name=a", "train.steps=6")

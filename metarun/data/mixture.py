@@ -82,6 +82,13 @@ class Mixture:
         parts = {name: part.augmented(augment) for name, part in self.parts.items()}
         return replace(self, parts=parts)
 
+    def joined(self, other: "Mixture") -> "Mixture":
+        """As of Split, source by source."""
+        parts = dict(self.parts)
+        for name, part in other.parts.items():
+            parts[name] = parts[name].joined(part) if name in parts else part
+        return replace(self, parts=parts)
+
     def to(self, device: torch.device) -> "Mixture":
         """This split for use on `device`."""
         return replace(self, parts={name: part.to(device) for name, part in self.parts.items()})

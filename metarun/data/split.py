@@ -72,6 +72,20 @@ class Split:
         """This split with its images changed by `augment` whenever they are taken."""
         return replace(self, augment=augment)
 
+    def joined(self, other: "Split") -> "Split":
+        """The classes of both, the examples copied into one tensor and normalised as this one's."""
+        splits = (self, other)
+        named = [split.superclasses[i] for split in splits for i in split.superclass.tolist()]
+        superclasses = tuple(dict.fromkeys(named))
+        return replace(
+            self,
+            x=torch.cat([self.x, other.x]),
+            first_row=torch.cat([self.first_row, self.first_row[-1] + other.first_row[1:]]),
+            classes=self.classes + other.classes,
+            superclass=torch.tensor([superclasses.index(n) for n in named], dtype=torch.int64),
+            superclasses=superclasses,
+        )
+
     def to(self, device: torch.device) -> "Split":
         """This split for use on `device`: moved there if it fits, else read from where it is."""
         x = self.x

@@ -145,6 +145,9 @@ def test_data_of_a_mixture(tmp_path, monkeypatch):
     with both.sealed("test"), pytest.raises(AssertionError, match="sealed"):
         both.open("test")
     assert len(both.open("test").classes) == 6
+    trainval = both.open("train").joined(both.open("val"))
+    assert [len(part.classes) for part in trainval.parts.values()] == [7, 3]
+    assert trainval.classes[-1] == "b/valx/2"
 
 
 @pytest.mark.parametrize(("a", "b"), [((8,), (1,)), ((4,), (5,)), ((3, 4, 4), (4, 4, 4))])

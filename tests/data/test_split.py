@@ -38,6 +38,22 @@ def test_take_scales_normalises_and_keeps_the_shape_of_rows():
     torch.testing.assert_close(x, wanted[..., None, None, None].expand(2, 3, 1, 2, 2))
 
 
+def test_joined():
+    """The other's examples and classes follow; an alphabet of both is one."""
+    other = stack_classes(
+        {"c/1": torch.full((1, 1, 2, 2), 7).byte(), "b/2": torch.full((2, 1, 2, 2), 9).byte()},
+        {"c/1": "c", "b/2": "b"},
+        mean=(0.9,),
+    )
+    both = stack_classes(IMAGES, ALPHABETS, mean=(0.4,), std=(0.5,)).joined(other)
+    assert both.first_row.tolist() == [0, 2, 3, 6, 7, 9]
+    assert both.classes == ("a/1", "b/1", "a/2", "c/1", "b/2")
+    named = [both.superclasses[i] for i in both.superclass]
+    assert (both.superclasses, named) == (("a", "b", "c"), ["a", "b", "a", "c", "b"])
+    assert both.x[:, 0, 0, 0].tolist() == [51, 51, 102, 255, 255, 255, 7, 9, 9]
+    assert (both.mean, both.std) == ((0.4,), (0.5,))
+
+
 def test_take_leaves_other_inputs_as_they_are():
     vectors = {"a": torch.tensor([[1.5, -2.0]]), "b": torch.tensor([[7.0, 3.0]])}
     assert stack_classes(vectors).take(torch.tensor([1])).tolist() == [[7.0, 3.0]]
