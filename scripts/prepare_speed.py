@@ -102,11 +102,11 @@ def start_and_train(root: Path, seconds: float) -> None:
     moments = [statistics.median(times) for times in zip(*starts, strict=True)]
     print(f"\nfirst training step on prepared data, {root.name}: seconds, median of {len(starts)}")
     for stage, now, then in zip(STAGES, moments, [0.0, *moments], strict=False):
-        print(f"  {stage:<36}{now - then:>6.2f}")
-    print(f"  {'all but importing torch':<36}{moments[2] - moments[1] + moments[0]:>6.2f}")
+        print(f"  {stage:<38}{now - then:>6.2f}")
+    print(f"  {'all but importing these':<38}{moments[3] - moments[2] + moments[0]:>6.2f}")
     print("\ntraining ProtoNet, one task of 5-way 5-shot, 15 queries, a step; conv4: episodes/s")
     for place, speed in ask("train", str(seconds), *overrides).items():
-        print(f"  {place:<36}{speed:>6.1f}")
+        print(f"  {place:<38}{speed:>6.1f}")
 
 
 def ask(*arguments: str) -> dict[str, Any]:

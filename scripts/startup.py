@@ -18,7 +18,12 @@ import tempfile
 import time
 from importlib.abc import MetaPathFinder
 
-STAGES = ("read and check the command line", "import torch", "until the first step is done")
+STAGES = (
+    "read and check the command line",
+    "import torch",
+    "import torch._dynamo, as optimisers do",
+    "until the first step is done",
+)
 
 
 def main() -> None:
@@ -35,7 +40,7 @@ def main() -> None:
         seconds = [now - then for now, then in zip(moments, before, strict=True)]
         spread = f"[{min(seconds):.2f} .. {max(seconds):.2f}]"
         at = f"at {statistics.median(moments):.2f}"
-        print(f"{name:<34}{statistics.median(seconds):>6.2f}  {spread:<16}{at}")
+        print(f"{name:<38}{statistics.median(seconds):>6.2f}  {spread:<16}{at}")
         before = list(moments)
 
 
@@ -50,10 +55,10 @@ def one_start(overrides: list[str]) -> list[float]:
 
 
 class Watch(MetaPathFinder):
-    """Notes when torch has been imported, and ends the process after the first training step.
+    """Notes when torch and then torch._dynamo, which no optimiser of torch's can do without, have
+    been imported, and ends the process after the first training step."""
 
-    torch._dynamo, which no optimiser can do without, is looked for as soon as torch is there.
-    """
+    AWAITED = ("torch", "torch._dynamo", "metarun.experiment")  # what begins where a stage ends
 
     def __init__(self) -> None:
         self.began, self.moments = time.perf_counter(), list[float]()
@@ -63,9 +68,10 @@ class Watch(MetaPathFinder):
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         """Nothing is found here."""
-        if name == "torch" or (name == "torch._dynamo" and len(self.moments) == 1):
-            self.note()
-        if name == "torch._dynamo":
+        if name not in self.AWAITED[len(self.moments) :]:
+            return
+        self.note()
+        if name == "metarun.experiment":
             from torch.optim.optimizer import register_optimizer_step_post_hook
 
             register_optimizer_step_post_hook(self.leave)

@@ -12,7 +12,7 @@ def test_the_stages_of_one_start(tmp_path):
     command = [sys.executable, SCRIPT, "--rounds", "1", *run]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
     words = [line.split() for line in done.stdout.splitlines()]
-    assert [line[0] for line in words] == ["read", "import", "until"]
+    assert [line[0] for line in words] == ["read", "import", "import", "until"]
     moments = [float(line[-1]) for line in words]
-    assert 0 < moments[0] < moments[1] < moments[2]
+    assert 0 < moments[0] < moments[1] < moments[2] < moments[3]
     assert not list(tmp_path.iterdir())
