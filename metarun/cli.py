@@ -102,8 +102,9 @@ def job(config: DictConfig) -> float | None:
             return None
         names["sweep"] = sweep
         if config.seeds > 1:
-            values = map(objective, many_seeds.run(config, folder, names, texts))
-            return mean(value for value in values if value is not None)
+            found = map(objective, many_seeds.run(config, folder, names, texts))
+            values = [value for value in found if value is not None]
+            return mean(values) if values else None
         run = embed.run if config.mode == "embed" else experiment.run
         results = run(config, folder, names, texts)
     except Interrupted as stopped:
