@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun import config as schema
 from metarun import launchers, ranks, rerun, runfolder
-from metarun.errors import Interrupted, UserError
+from metarun.errors import Interrupted, InUse, UserError
 from metarun.help import choice_files, help_text
 from metarun.signals import StopSignals
 from metarun.tables import cells
@@ -115,6 +115,9 @@ def job(config: DictConfig) -> float | None:
     except Exception as error:
         if in_sweep:
             tell_failure(error, folder, hydra_config.job.num)
+        if in_sweep and isinstance(error, InUse) and config.resume == "auto":
+            print(f"metarun: job {hydra_config.job.num}: {folder} is being run by another process")
+            return None
         elif isinstance(error, UserError):
             leave(str(error))
         raise  # of a sweep the other jobs go on

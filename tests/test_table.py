@@ -5,6 +5,7 @@ import signal
 import time
 
 import pytest
+from filelock import FileLock
 
 from metarun.tables import cells
 from tests.conftest import QUICK
@@ -143,6 +144,20 @@ def test_killed_and_taken_up_again(table):
     steps = [line["step"] for line in lines if "train/loss" in line]
     assert steps == sorted(set(steps)), "no step twice"
     assert steps[-1] == 150
+
+
+def test_a_cell_that_another_process_runs_is_left_to_it(table, capsys):
+    """It counts as running, and the others go on."""
+    near_alone = [*table.table, "seed=0", "experiment=nobody/near"]
+    table.main(*near_alone)
+    (near,) = (table.folder / "outputs/table/nobody/nobody-near").iterdir()
+    results = json.loads((near / "results.json").read_text())
+    (near / "results.json").write_text(json.dumps(results | {"status": "running"}))
+    with FileLock(near / ".lock"):
+        table.main(*table.table, "seed=0")
+    assert f"{near.name} is being run by another process" in capsys.readouterr().out
+    assert rows(table)["nobody/near"]["states"] == {"0": "running"}
+    assert rows(table)["nobody/far"]["states"] == {"0": "finished"}
 
 
 @pytest.mark.parametrize(

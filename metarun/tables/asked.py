@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock
 from omegaconf import OmegaConf
 
 from metarun import runfolder
@@ -91,14 +92,16 @@ def record(asked: Asked, runs: list[dict]) -> None:
     Runs asked for earlier stay, unless one of the same experiment and seed is asked for now.
     """
     path = asked.folder / "table_of.json"
-    earlier = runfolder.read_json(path) if path.exists() else {"runs": []}
-    kept = {(run["experiment"], run["seed"]): run for run in [*earlier["runs"], *runs]}
-    runfolder.write_json(
-        path,
-        {
-            "name": asked.name,
-            **asked.definition,
-            "conditions": asked.conditions,
-            "runs": list(kept.values()),
-        },
-    )
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(asked.folder / ".lock"):
+        earlier = runfolder.read_json(path) if path.exists() else {"runs": []}
+        kept = {(run["experiment"], run["seed"]): run for run in [*earlier["runs"], *runs]}
+        runfolder.write_json(
+            path,
+            {
+                "name": asked.name,
+                **asked.definition,
+                "conditions": asked.conditions,
+                "runs": list(kept.values()),
+            },
+        )
