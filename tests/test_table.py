@@ -168,6 +168,8 @@ def test_a_cell_that_another_process_runs_is_left_to_it(table, capsys):
         ("table=nobody way=3,4", "way: table= sweeps over experiment= and seed= alone"),
         ("table=nobody experiment=sinusoid/maml", "experiment=sinusoid/maml: not in table=nobody"),
         ("table=nobody train.stepz=4", "train.stepz: there is no such key"),
+        ("table=nobody seeds=2", "seeds=2: a table has seeds of its own, and seed=0,1,2 chooses"),
+        ("table=nobody hydra.sweep.subdir=x", "hydra.sweep.subdir: table= names its runs' folders"),
         ("table=nobody --cfg job", "table= is many runs: experiment=NAME shows the config of one"),
     ],
 )
