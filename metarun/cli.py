@@ -89,7 +89,9 @@ def job(config: DictConfig) -> float | None:
         ".hydra/overrides.yaml": OmegaConf.to_yaml(hydra_config.overrides.task),
     }
     folder = from_here(Path(hydra_config.runtime.output_dir))
-    (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
+    before = results_written(folder)
+    if config.resume == "auto" or not before:
+        (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
     try:
         if ranks.size() > 1 and config.mode not in ("train", "test"):
             runfolder.remove_empty(folder)
@@ -116,6 +118,8 @@ def job(config: DictConfig) -> float | None:
         if in_sweep:
             tell_failure(error, folder, hydra_config.job.num)
         if in_sweep and isinstance(error, InUse) and config.resume == "auto":
+        if in_sweep:
+            tell_failure(error, folder, before, hydra_config.job.num)
             print(f"metarun: job {hydra_config.job.num}: {folder} is being run by another process")
             return None
         elif isinstance(error, UserError):
@@ -172,14 +176,24 @@ def repeat(arguments: argparse.Namespace) -> int:
     return 0 if equal else 1
 
 
-def tell_failure(error: Exception, folder: Path, number: int) -> None:
-    """Say why a job of a sweep failed, at once and in the run's folder."""
+def results_written(folder: Path) -> dict[Path, int]:
+    """When each results.json was written in a run's folder, which has several with seeds=."""
+    paths = [*folder.glob("results.json"), *folder.glob("seed*/results.json")]
+    return {path: path.stat().st_mtime_ns for path in paths}
+
+
+def tell_failure(error: Exception, folder: Path, before: dict[Path, int], number: int) -> None:
+    """Say why a job of a sweep failed, at once and in the run's folder if it got to be the job's.
+
+    `before` is what `results_written` gave when the job began.
+    """
     if isinstance(error, UserError):
         text = reason = str(error)
     else:
         reason = f"{type(error).__name__}: {one_line(error)}"
         text = f"{reason}\n\n{''.join(traceback.format_exception(error))}"
-    if cells.read(folder).state not in ("finished", "running"):  # the folder is of this run
+    began = not before or results_written(folder) != before
+    if began and cells.read(folder).state not in ("finished", "running"):
         runfolder.write_text(folder / "error.txt", f"{text}\n")
     print(f"metarun: job {number}: {reason}", file=sys.stderr)
 

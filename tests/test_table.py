@@ -211,6 +211,43 @@ def test_a_sweep_ends_with_a_summary(metarun, capsys):
     assert after == before
 
 
+def test_seeds_at_once_in_a_sweep(metarun, capsys):
+    """The summary has them all. Without resume=auto they are refused, and stay as they are."""
+    sweep = ["-m", *metarun.data, *QUICK, "seeds=2", "algo.distance=euclidean,cosine", "name=s"]
+    metarun.main(*sweep)
+    place = metarun.folder / "outputs/multirun/s"
+    runs = cells.below(place)
+    assert [(run.folder.name, run.state) for run in runs] == 2 * [
+        ("seed0", "finished"),
+        ("seed1", "finished"),
+    ]
+    assert (place / "summary.md").read_text().count("| 0, 1 |") == 2
+    killed = runs[0].folder
+    (killed / "results.json").write_text(json.dumps(runs[0].results | {"status": "running"}))
+    (runs[2].folder.parent / "error.txt").write_text("seed 2: no memory\n")
+    with pytest.raises(SystemExit) as leaving:
+        metarun.main(*sweep)
+    assert leaving.value.code == 2
+    assert "job 1:" in capsys.readouterr().err
+    assert [path.read_text() for path in place.rglob("error.txt")] == ["seed 2: no memory\n"]
+    assert f"{killed.relative_to(place)}: interrupted\n" in (place / "summary.md").read_text()
+    metarun.main(*sweep, "resume=auto")
+    assert [run.state for run in cells.below(place)] == 4 * ["finished"]
+
+
+def test_a_refused_job_does_not_fail_the_run_that_is_there(metarun):
+    """One that was killed still is, and can be gone on with."""
+    sweep = ["-m", *metarun.data, *QUICK, "seed=0,1", "name=s"]
+    metarun.main(*sweep)
+    place = metarun.folder / "outputs/multirun/s"
+    killed, _ = cells.below(place)
+    (killed.folder / "results.json").write_text(json.dumps(killed.results | {"status": "running"}))
+    with pytest.raises(SystemExit):
+        metarun.main(*sweep)
+    assert [run.state for run in cells.below(place)] == ["interrupted", "finished"]
+    assert not list(place.rglob("error.txt"))
+
+
 def test_a_sweep_over_experiments_takes_the_keys_of_their_data(metarun, table):
     """Which the default data does not have: Hydra alone refuses them."""
     (root,) = (o for o in metarun.data if o.startswith("data.root="))
