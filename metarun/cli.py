@@ -344,11 +344,13 @@ def run_sweep(arguments: argparse.Namespace, values: list[list[str]]) -> None:
     table, failure = arguments.table, None
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         first = composed([each[0] for each in values], arguments.config_dir)
+    runs: list[dict[str, Any]] = []
         HydraConfig.instance().set_config(first)
         folder, name = Path(first.hydra.sweep.dir), first.name
         if table:
-            record(table, runs_of(table, values, arguments.config_dir))
-    with Watch(folder, math.prod(map(len, values))):
+            runs = runs_of(table, values, arguments.config_dir)
+            record(table, runs)
+    with Watch(folder, math.prod(map(len, values)), {folder / run["folder"] for run in runs}):
         try:
             job()
         except KeyboardInterrupt as stopped:
