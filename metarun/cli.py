@@ -295,6 +295,9 @@ def parsed_arguments() -> argparse.Namespace:
     if arguments.multirun and not any(o.startswith("name=") for o in arguments.overrides):
         # One name for all jobs, which is known before they run.
         arguments.overrides.append(f"name={datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+        searching = "hydra/sweeper=search" in arguments.overrides
+        if searching and not any(o.startswith("resume=") for o in arguments.overrides):
+            arguments.overrides.append("resume=auto")  # values tried again have their result
     if arguments.multirun:
         arguments.overrides = beside_swept_groups(arguments.overrides)
     sys.argv[1:] = [*options, *arguments.overrides]

@@ -12,6 +12,7 @@ from hydra._internal.core_plugins import basic_launcher
 from omegaconf import OmegaConf
 
 from metarun import cli
+from metarun.tables import cells
 from metarun.tracking.weights_and_biases import flat
 from tests.conftest import QUICK
 from tests.data import layouts
@@ -447,6 +448,19 @@ def test_search(metarun):
 
 
 def test_search_without_optuna(metarun):
+def test_a_search_that_tries_values_again(metarun):
+    """Their result is there already."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    metarun.main(
+        *(*SEARCH[:2], "hydra.sweeper.n_trials=5", "algo.distance=choice(euclidean,cosine)"),
+        *(*metarun.data, *QUICK, "hydra.sweep.dir=outputs"),
+    )
+    runs = cells.below(metarun.folder / "outputs")
+    assert [run.state for run in runs] == ["finished", "finished"]
+    found = OmegaConf.load(metarun.folder / "outputs/optimization_results.yaml")
+    assert found.best_value == max(run.results["val"]["accuracy"] for run in runs)
+
+
     """What to install is told."""
     metarun.monkeypatch.setattr(cli, "find_spec", lambda name: None)
     assert "pip install 'metarun[search]'" in metarun.error(*SEARCH)
