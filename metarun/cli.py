@@ -42,7 +42,7 @@ SOURCE = ("+data@data.sources.", "+data.sources.")  # what gives a mixture one m
 MANY = 20  # values of a swept key that are tried before the sweep starts
 # Hydra's own settings that could run or load something, or change what a run does.
 FIXED = ["callbacks", "job.env_set", "job.env_copy", "job.chdir", "job_logging", "hydra_logging"]
-FIXED += ["sweeper.custom_search_space"]
+FIXED += ["mode", "sweeper.custom_search_space"]
 PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
 
 
@@ -115,13 +115,11 @@ def job(config: DictConfig) -> float | None:
         command = shlex.join(go_on(hydra_config, config.name, folder))
         raise Interrupted(f"{stopped}; go on with: {command}") from None
     except Exception as error:
-        if in_sweep:
-            tell_failure(error, folder, hydra_config.job.num)
         if in_sweep and isinstance(error, InUse) and config.resume == "auto":
-        if in_sweep:
-            tell_failure(error, folder, before, hydra_config.job.num)
             print(f"metarun: job {hydra_config.job.num}: {folder} is being run by another process")
             return None
+        if in_sweep:
+            tell_failure(error, folder, before, hydra_config.job.num)
         elif isinstance(error, UserError):
             leave(str(error))
         raise  # of a sweep the other jobs go on
@@ -282,8 +280,6 @@ def parsed_arguments() -> argparse.Namespace:
             raise UserError(f"{spelled}: not in metarun: use --config-dir DIR and experiment=NAME")
     if arguments.multirun and arguments.cfg:
         raise UserError("--cfg shows one run's config: leave out -m")
-    if arguments.multirun and ranks.size() > 1:
-        raise UserError("-m is for one process: leave out torchrun, or start it for each run")
     given = arguments.overrides + later  # argparse takes no more once an option followed some
     options = [word for word in sys.argv[1:] if word not in given]
     folders = [conf_folder(), *map(Path, filter(None, [arguments.config_dir]))]
@@ -292,13 +288,16 @@ def parsed_arguments() -> argparse.Namespace:
     if arguments.table:
         arguments.overrides, arguments.multirun = arguments.table.overrides, True
         options = [word for word in options if word not in ("-m", "--multirun")] + ["-m"]
+    if arguments.multirun and ranks.size() > 1:
+        kind = "table=" if arguments.table else "-m"
+        raise UserError(f"{kind} is for one process: leave out torchrun, or start it for each run")
     if arguments.multirun and not any(o.startswith("name=") for o in arguments.overrides):
         # One name for all jobs, which is known before they run.
         arguments.overrides.append(f"name={datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+    if arguments.multirun:
         searching = "hydra/sweeper=search" in arguments.overrides
         if searching and not any(o.startswith("resume=") for o in arguments.overrides):
             arguments.overrides.append("resume=auto")  # values tried again have their result
-    if arguments.multirun:
         arguments.overrides = beside_swept_groups(arguments.overrides)
     sys.argv[1:] = [*options, *arguments.overrides]
     return arguments
@@ -345,9 +344,9 @@ def run_sweep(arguments: argparse.Namespace, values: list[list[str]]) -> None:
     from metarun.tables.live import Watch
 
     table, failure = arguments.table, None
+    runs: list[dict[str, Any]] = []
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         first = composed([each[0] for each in values], arguments.config_dir)
-    runs: list[dict[str, Any]] = []
         HydraConfig.instance().set_config(first)
         folder, name = Path(first.hydra.sweep.dir), first.name
         if table:
@@ -470,7 +469,7 @@ def check_launcher(
     choice, meant = (each.runtime.choices["hydra/launcher"] for each in (own, of_job))
     if meant != choice:
         raise UserError(f"hydra/launcher={meant}: nothing that is swept can choose the launcher")
-    if choice != "basic" and not multirun and own.mode != RunMode.MULTIRUN:
+    if choice != "basic" and not multirun:
         raise UserError(f"hydra/launcher={choice}: it launches the jobs of a sweep: add -m")
     kind = launchers.kind(own.launcher._target_, conf_folder() / "hydra" / "launcher")
     if kind:

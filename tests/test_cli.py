@@ -66,6 +66,7 @@ EXPERIMENTS = sorted(
         ("plugins.allow=5", "plugins.allow=5: a list is needed"),
         ("mode=test checkpoint=5", "checkpoint=5: there is no such file"),
         ("+hydra.job.env_set.PATH=/evil", "hydra.job.env_set: it cannot be changed"),
+        ("hydra.mode=MULTIRUN", "hydra.mode: it cannot be changed in metarun"),
         ("+hydra.job_logging.handlers.x.class=logging.FileHandler", "hydra.job_logging: "),
         ("+hydra.callbacks.x._target_=hydra.utils.get_object", "hydra.callbacks: "),
         ("--config-name main", "--config-name: not in metarun"),
@@ -447,7 +448,6 @@ def test_search(metarun):
     assert len({run["config"]["optim"]["lr"] for run in runs}) == 3
 
 
-def test_search_without_optuna(metarun):
 def test_a_search_that_tries_values_again(metarun):
     """Their result is there already."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
@@ -461,6 +461,7 @@ def test_a_search_that_tries_values_again(metarun):
     assert found.best_value == max(run.results["val"]["accuracy"] for run in runs)
 
 
+def test_search_without_optuna(metarun):
     """What to install is told."""
     metarun.monkeypatch.setattr(cli, "find_spec", lambda name: None)
     assert "pip install 'metarun[search]'" in metarun.error(*SEARCH)
