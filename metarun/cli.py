@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun import config as schema
 from metarun import launchers, ranks, rerun, runfolder
-from metarun.errors import Interrupted, UserError
+from metarun.errors import Interrupted, InUse, UserError
 from metarun.help import choice_files, help_text
 from metarun.signals import StopSignals
 from metarun.tables import cells
@@ -42,7 +42,7 @@ SOURCE = ("+data@data.sources.", "+data.sources.")  # what gives a mixture one m
 MANY = 20  # values of a swept key that are tried before the sweep starts
 # Hydra's own settings that could run or load something, or change what a run does.
 FIXED = ["callbacks", "job.env_set", "job.env_copy", "job.chdir", "job_logging", "hydra_logging"]
-FIXED += ["sweeper.custom_search_space"]
+FIXED += ["mode", "sweeper.custom_search_space"]
 PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
 
 
@@ -89,7 +89,9 @@ def job(config: DictConfig) -> float | None:
         ".hydra/overrides.yaml": OmegaConf.to_yaml(hydra_config.overrides.task),
     }
     folder = from_here(Path(hydra_config.runtime.output_dir))
-    (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
+    before = results_written(folder)
+    if config.resume == "auto" or not before:
+        (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
     try:
         if ranks.size() > 1 and config.mode not in ("train", "test"):
             runfolder.remove_empty(folder)
@@ -102,8 +104,9 @@ def job(config: DictConfig) -> float | None:
             return None
         names["sweep"] = sweep
         if config.seeds > 1:
-            values = map(objective, many_seeds.run(config, folder, names, texts))
-            return mean(value for value in values if value is not None)
+            found = map(objective, many_seeds.run(config, folder, names, texts))
+            values = [value for value in found if value is not None]
+            return mean(values) if values else None
         run = embed.run if config.mode == "embed" else experiment.run
         results = run(config, folder, names, texts)
     except Interrupted as stopped:
@@ -112,8 +115,11 @@ def job(config: DictConfig) -> float | None:
         command = shlex.join(go_on(hydra_config, config.name, folder))
         raise Interrupted(f"{stopped}; go on with: {command}") from None
     except Exception as error:
+        if in_sweep and isinstance(error, InUse) and config.resume == "auto":
+            print(f"metarun: job {hydra_config.job.num}: {folder} is being run by another process")
+            return None
         if in_sweep:
-            tell_failure(error, folder, hydra_config.job.num)
+            tell_failure(error, folder, before, hydra_config.job.num)
         elif isinstance(error, UserError):
             leave(str(error))
         raise  # of a sweep the other jobs go on
@@ -168,14 +174,24 @@ def repeat(arguments: argparse.Namespace) -> int:
     return 0 if equal else 1
 
 
-def tell_failure(error: Exception, folder: Path, number: int) -> None:
-    """Say why a job of a sweep failed, at once and in the run's folder."""
+def results_written(folder: Path) -> dict[Path, int]:
+    """When each results.json was written in a run's folder, which has several with seeds=."""
+    paths = [*folder.glob("results.json"), *folder.glob("seed*/results.json")]
+    return {path: path.stat().st_mtime_ns for path in paths}
+
+
+def tell_failure(error: Exception, folder: Path, before: dict[Path, int], number: int) -> None:
+    """Say why a job of a sweep failed, at once and in the run's folder if it got to be the job's.
+
+    `before` is what `results_written` gave when the job began.
+    """
     if isinstance(error, UserError):
         text = reason = str(error)
     else:
         reason = f"{type(error).__name__}: {one_line(error)}"
         text = f"{reason}\n\n{''.join(traceback.format_exception(error))}"
-    if cells.read(folder).state not in ("finished", "running"):  # the folder is of this run
+    began = not before or results_written(folder) != before
+    if began and cells.read(folder).state not in ("finished", "running"):
         runfolder.write_text(folder / "error.txt", f"{text}\n")
     print(f"metarun: job {number}: {reason}", file=sys.stderr)
 
@@ -264,8 +280,6 @@ def parsed_arguments() -> argparse.Namespace:
             raise UserError(f"{spelled}: not in metarun: use --config-dir DIR and experiment=NAME")
     if arguments.multirun and arguments.cfg:
         raise UserError("--cfg shows one run's config: leave out -m")
-    if arguments.multirun and ranks.size() > 1:
-        raise UserError("-m is for one process: leave out torchrun, or start it for each run")
     given = arguments.overrides + later  # argparse takes no more once an option followed some
     options = [word for word in sys.argv[1:] if word not in given]
     folders = [conf_folder(), *map(Path, filter(None, [arguments.config_dir]))]
@@ -274,10 +288,16 @@ def parsed_arguments() -> argparse.Namespace:
     if arguments.table:
         arguments.overrides, arguments.multirun = arguments.table.overrides, True
         options = [word for word in options if word not in ("-m", "--multirun")] + ["-m"]
+    if arguments.multirun and ranks.size() > 1:
+        kind = "table=" if arguments.table else "-m"
+        raise UserError(f"{kind} is for one process: leave out torchrun, or start it for each run")
     if arguments.multirun and not any(o.startswith("name=") for o in arguments.overrides):
         # One name for all jobs, which is known before they run.
         arguments.overrides.append(f"name={datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
     if arguments.multirun:
+        searching = "hydra/sweeper=search" in arguments.overrides
+        if searching and not any(o.startswith("resume=") for o in arguments.overrides):
+            arguments.overrides.append("resume=auto")  # values tried again have their result
         arguments.overrides = beside_swept_groups(arguments.overrides)
     sys.argv[1:] = [*options, *arguments.overrides]
     return arguments
@@ -324,13 +344,15 @@ def run_sweep(arguments: argparse.Namespace, values: list[list[str]]) -> None:
     from metarun.tables.live import Watch
 
     table, failure = arguments.table, None
+    runs: list[dict[str, Any]] = []
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         first = composed([each[0] for each in values], arguments.config_dir)
         HydraConfig.instance().set_config(first)
         folder, name = Path(first.hydra.sweep.dir), first.name
         if table:
-            record(table, runs_of(table, values, arguments.config_dir))
-    with Watch(folder, math.prod(map(len, values))):
+            runs = runs_of(table, values, arguments.config_dir)
+            record(table, runs)
+    with Watch(folder, math.prod(map(len, values)), {folder / run["folder"] for run in runs}):
         try:
             job()
         except KeyboardInterrupt as stopped:
@@ -447,7 +469,7 @@ def check_launcher(
     choice, meant = (each.runtime.choices["hydra/launcher"] for each in (own, of_job))
     if meant != choice:
         raise UserError(f"hydra/launcher={meant}: nothing that is swept can choose the launcher")
-    if choice != "basic" and not multirun and own.mode != RunMode.MULTIRUN:
+    if choice != "basic" and not multirun:
         raise UserError(f"hydra/launcher={choice}: it launches the jobs of a sweep: add -m")
     kind = launchers.kind(own.launcher._target_, conf_folder() / "hydra" / "launcher")
     if kind:

@@ -9,5 +9,9 @@ class UserError(ValueError):
     """
 
 
+class InUse(UserError):
+    """Another process has the run's folder; under resume=auto a sweep leaves the run to it."""
+
+
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop, by Ctrl-C or SIGTERM; a sweep it is part of stops with it."""

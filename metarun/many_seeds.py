@@ -23,6 +23,7 @@ from metarun.errors import Interrupted, UserError
 from metarun.experiment import Parts, plain
 from metarun.signals import StopSignals
 from metarun.stacked import Stacked, meta_batches
+from metarun.tables.statistics import over_seeds
 from metarun.tracking import jsonlines
 from metarun.tracking.console import Console, aligned, shown
 from metarun.tracking.jsonlines import JsonLines, Record
@@ -203,7 +204,7 @@ def train(runs: list[Run], console: Console, stop: StopSignals) -> dict[int, str
                 stop=lambda: stopping,  # the same for all the seeds of a step
             )
 
-        courses = [course(run) for run in runs]
+        courses = {run.seed: course(run) for run in runs}
         split = experiment.training_split(parts)
         generators = [run.parts.training.generator for run in runs]
         batches = meta_batches(parts.sampler, split, generators)
@@ -213,28 +214,35 @@ def train(runs: list[Run], console: Console, stop: StopSignals) -> dict[int, str
             stopping = stop()
             if stopping or plan.validates_after(step):
                 together.hand_out()
-            told, interrupted = [], None
-            for run, course_of_run, own in zip(runs, courses, figures, strict=True):
-                if run.seed in failed:
-                    continue
-                records: list[Record] = []
-                try:
-                    for record in course_of_run.after_step(own, rate):
-                        run.lines.log(record)
-                        records.append(record)
-                except Interrupted as error:
-                    interrupted = error
-                except UserError as error:
-                    failed[run.seed] = str(error)
-                    run.results |= {"status": "failed", "error": str(error)}
-                    console.message(f"seed {run.seed}: {error}")
-                    continue
-                told.append(records)
-            for of_seeds in zip(*told, strict=True):
-                console.log(mean_record(of_seeds))
+            going = [run for run in runs if run.seed not in failed]
+            follows = {
+                run.seed: courses[run.seed].after_step(own, rate)
+                for run, own in zip(runs, figures, strict=True)
+            }
+            interrupted = None
+            # One record of each at a time: all have read their clocks before one validates.
+            while going:
+                records = {}
+                for run in going:
+                    try:
+                        if record := next(follows[run.seed], None):
+                            records[run.seed] = record
+                            run.lines.log(record)
+                    except Interrupted as error:
+                        interrupted = error
+                    except UserError as error:
+                        failed[run.seed] = str(error)
+                        run.results |= {"status": "failed", "error": str(error)}
+                        console.message(f"seed {run.seed}: {error}")
+                going = [run for run in going if run.seed in records]
+                if records:
+                    console.log(mean_record(list(records.values())))
+            for each in courses.values():
+                if not each.window.steps:  # closed, with time gone by since for the others
+                    each.window.restart()
             if interrupted:
                 raise interrupted
-            if not told:
+            if len(failed) == len(runs):
                 break
         stop.wait = False
     return failed
@@ -279,8 +287,10 @@ def header(runs: list[Run], folder: Path, names: dict[str, str]) -> dict[str, st
 
 
 def rows(results: dict[int, dict[str, Any]]) -> dict[str, str]:
-    """The tests' figures by seed, and their mean."""
+    """The tests' figures by seed, and their mean with its interval over seeds."""
     tests = {seed: results[seed]["test"] for seed in sorted(results)}
     metric = next(iter(tests.values()))["metric"]
     of_seeds = {f"seed {s}": shown(metric, test[metric], test["ci95"]) for s, test in tests.items()}
-    return {**of_seeds, "mean": shown(metric, mean(test[metric] for test in tests.values()))}
+    values = [test[metric] for test in tests.values()]
+    half = over_seeds(values) if len(values) > 1 else None
+    return {**of_seeds, "mean": shown(metric, mean(values), half)}

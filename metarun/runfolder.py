@@ -7,23 +7,27 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from metarun import ranks
-from metarun.errors import UserError
+from metarun.errors import InUse, UserError
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """The folder, made if need be, for this process alone; removed again if it stays empty."""
+    """The folder, made if need be, for this process alone; removed again if it stays empty.
+
+    Raises InUse if another process has it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0.5)  # a look at who holds it takes less
     except Timeout:
-        raise UserError(f"{folder} is in use by another process: choose another name=") from None
+        raise InUse(f"{folder} is in use by another process: choose another name=") from None
     try:
         yield
     finally:
@@ -91,7 +95,7 @@ def finite(content: Any) -> Any:
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = temporary_name(path)
     with open(temporary, "w") as file:
         file.write(text)
         file.flush()
@@ -99,9 +103,14 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def temporary_name(path: Path) -> Path:
+    """A file beside `path` that nobody else writes, whatever the machine."""
+    return path.with_name(f"{path.name}.{token_hex(4)}.tmp")
+
+
 def write_csv(path: Path, columns: dict[str, list]) -> None:
     """Write equally long columns under their names to `path`, atomically."""
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = temporary_name(path)
     with open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
@@ -118,8 +127,8 @@ def earlier(folder: Path, resume: str, mode: str) -> dict[str, Any] | None:
     found = results(folder)
     if found is None:
         # Of a run that was killed before it began, or could not.
-        ours = (".lock", "results.json.tmp", "error.txt", "error.txt.tmp")
-        if any(path.name not in ours for path in folder.iterdir()):
+        ours = (".lock", "results.json.", "error.txt")
+        if not all(path.name.startswith(ours) for path in folder.iterdir()):
             raise UserError(f"{folder} holds other files: choose another name=")
         return None
     if resume != "auto":

@@ -1,4 +1,4 @@
-"""A sweep on a real SLURM of this machine alone, two jobs of which are sent back to the queue.
+"""A sweep and a paper's table on a real SLURM of this machine alone, in spite of what befalls jobs.
 
 Installs Debian's SLURM if there is none (as root, with apt-get), starts munge, the controller and
 one node on loopback with all their files in a folder of their own, runs
@@ -7,24 +7,33 @@ one node on loopback with all their files in a folder of their own, runs
 
 on it, and while that runs requeues one job, as a preemption does, and tells another that its time
 is up. The sweep must finish, both jobs must have gone on from where they were stopped, and their
-results be those of runs never stopped. SLURM holds a requeued job back for two minutes. Everything
-started here is stopped again.
+results be those of runs never stopped. SLURM holds a requeued job back for two minutes. Then
 
-    python scripts/slurm_smoke.py --folder /tmp/slurm_smoke [--steps 1500] [--keep]
+    metarun table=snell2017_omniglot data=glyphs seed=0 hydra/launcher=slurm
+
+is started with few steps, one cell is killed midway, and the same command must end with all cells,
+the killed one taken up again. Everything started here is stopped again.
+
+    python scripts/slurm_smoke.py --folder /tmp/slurm_smoke [--steps 1500] [--part table] [--keep]
 """
 
 import argparse
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+LAUNCHER = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
+TINY = ["train.log_every=1", "eval.episodes=20", "eval.val_episodes=20", "backbone.width=8"]
+TINY += ["device=cpu", "tracker=none"]
 PORTS = (26817, 26818)  # not SLURM's own, which may be in use
 CONF = """\
 ClusterName=smoke
@@ -66,7 +75,8 @@ def main() -> None:
     daemons: list[subprocess.Popen] = []
     try:
         start_slurm(folder, daemons)
-        sweep(folder, asked.steps)
+        for part in asked.part:
+            PARTS[part](folder, asked.steps)
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()
@@ -80,6 +90,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, required=True, help="new, for all that is written")
     parser.add_argument("--steps", type=int, default=1500, help="of training, of each job")
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS), help="not all")
     parser.add_argument("--keep", action="store_true", help="leave the folder")
     return parser.parse_args()
 
@@ -116,18 +127,10 @@ def start_slurm(folder: Path, daemons: list[subprocess.Popen]) -> None:
 def sweep(folder: Path, steps: int) -> None:
     """Runs the sweep, sends two jobs back to the queue, and checks what comes out."""
     runs = folder / "sweep"
-    tiny = [f"train.steps={steps}", "train.val_every=100000", "train.log_every=1"]
-    tiny += ["eval.episodes=20", "eval.val_episodes=20", "backbone.width=8", "device=cpu"]
-    tiny += ["tracker=none", f"hydra.sweep.dir={runs}"]
-    launcher = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
-    metarun = [sys.executable, "-m", "metarun", "-m"]
-    command = [*metarun, *launcher, "algo=protonet,matching", "seed=0,1", *tiny]
-    print("$", " ".join(["metarun", *command[3:]]), flush=True)
-    launched = subprocess.Popen(command)
-    stopped = [runs / "0_glyphs_protonet", runs / "1_glyphs_protonet"]
-    try:
-        for path in stopped:
-            until(f"{path.name} trains", lambda p=path: lines(p / "metrics.jsonl") > 20, 120)
+    tiny = [f"train.steps={steps}", "train.val_every=100000", *TINY]
+    command = ["-m", *LAUNCHER, "algo=protonet,matching", "seed=0,1", *tiny]
+    with metarun([*command, f"hydra.sweep.dir={runs}"]) as launched:
+        stopped = [begun(runs, "glyphs_protonet", seed) for seed in (0, 1)]
         array = said("squeue", "-h", "-o", "%F").split()[0]
         for order in (f"scancel --signal=USR2 {array}_1", f"scontrol requeue {array}_0"):
             print("$", order, flush=True)
@@ -139,28 +142,115 @@ def sweep(folder: Path, steps: int) -> None:
             print(path.name, results(path)["error"], flush=True)
         print(said("squeue"), flush=True)
         until("the sweep is over", lambda: launched.poll() is not None, 900)
+    if launched.returncode:
+        sys.exit(f"the sweep ended with exit code {launched.returncode}")
+    told_finished(runs, count=4)
+    for seed, path in enumerate(stopped):
+        told = gone_on(runs, f"*_{seed}")
+        alone = folder / f"alone_{seed}"
+        command = ["algo=protonet", f"seed={seed}", *tiny, f"hydra.run.dir={alone}"]
+        with metarun(command, stdout=subprocess.DEVNULL) as once:
+            once.wait()
+        same = results(alone)["test"] == results(path)["test"]
+        print(f"{path.name}: {told}; the result of a run never stopped: {same}")
+        assert told
+        assert same
+
+
+def table(folder: Path, steps: int) -> None:
+    """Runs a paper's table with few steps, kills a cell, and lets the same command end it."""
+    runs = folder / "table"
+    command = ["table=snell2017_omniglot", "data=glyphs", "seed=0", *LAUNCHER]
+    command += [f"train.steps={steps}", "train.val_every=20", "sampler.way=20", *TINY]
+    command += [f"hydra.sweep.dir={runs}"]
+    with metarun(command) as launched:
+        killed = begun(runs, "snell2017-omniglot_5way_1shot", 0)
+        until("a checkpoint", lambda: (killed / "checkpoints" / "last.pt").exists(), 120)
+        kill(task=0)
+        until("the other cells are done", lambda: not said("squeue", "-h"), 900)
+        launched.terminate()  # without SLURM's accounting it waits for the killed job
+        until("its launcher has left", lambda: launched.poll() is not None, 60)
+    print(f"the killed cell: {results(killed)['status']}, by now in nobody's hands", flush=True)
+    assert results(killed)["status"] == "running", "it could not say that it was killed"
+    others = written(results_below(runs) - {killed})
+    assert len(others) == 3
+    with metarun(command) as launched:
+        until("the table is over", lambda: launched.poll() is not None, 900)
+    assert launched.returncode == 0
+    told_finished(runs, count=4)
+    told = gone_on(runs, "*")
+    print(f"the killed cell: {told}")
+    assert told
+    assert written(results_below(runs) - {killed}) == others, "done, and left alone"
+
+
+def kill(task: int) -> None:
+    """Kills this task of the array without a warning, as a machine does that runs out of memory."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # one that has ended, or of a user whom we are not to see
+            environment = set((process / "environ").read_text().split("\0"))
+            ours = {f"SLURM_CONF={os.environ['SLURM_CONF']}", f"SLURM_ARRAY_TASK_ID={task}"}
+            if ours <= environment:
+                print("$ kill -KILL", process.name, flush=True)
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+PARTS = {"sweep": sweep, "table": table}
+
+
+@contextmanager
+def metarun(command: list[str], **options: Any) -> Iterator[subprocess.Popen]:
+    """The command line, started; what it has begun is stopped if this block is left too early."""
+    print("$", " ".join(["metarun", *command]), flush=True)
+    launched = subprocess.Popen([sys.executable, "-m", "metarun", *command], **options)
+    try:
+        yield launched
     finally:
         if launched.poll() is None:
             launched.terminate()
             subprocess.run(["scancel", "--user=root"], check=False)
-    if launched.returncode:
-        sys.exit(f"the sweep ended with exit code {launched.returncode}")
-    found = {path.parent.name: results(path.parent) for path in sorted(runs.glob("*/results.json"))}
-    for name, of_job in found.items():
-        print(name, of_job["status"], of_job["train"]["steps"], of_job["test"]["accuracy"])
-    assert len(found) == 4
+
+
+def begun(sweep: Path, what: str, seed: int) -> Path:
+    """The folder of the run of this seed, once that trains."""
+
+    def trains() -> bool:
+        return any(lines(path / "metrics.jsonl") > 20 for path in sweep.glob(folders(what, seed)))
+
+    until(f"{what} of seed {seed} trains", trains, 300)
+    (folder,) = sweep.glob(folders(what, seed))
+    return folder
+
+
+def folders(what: str, seed: int | str) -> str:
+    """The pattern of a sweep's run folders: of an experiment, or a data set and a method."""
+    return f"{what}/seed{seed}-*"
+
+
+def results_below(sweep: Path) -> set[Path]:
+    """The folders of the sweep's runs that have begun."""
+    return {path.parent for path in sweep.glob(f"{folders('*', '*')}/results.json")}
+
+
+def written(folders: set[Path]) -> dict[Path, int]:
+    """When the results of each run were last written."""
+    return {folder: (folder / "results.json").stat().st_mtime_ns for folder in folders}
+
+
+def told_finished(sweep: Path, count: int) -> None:
+    """Tells how the runs of the sweep stand, so many, all of which must be finished."""
+    found = {path: results(path) for path in sorted(results_below(sweep))}
+    for path, of_job in found.items():
+        trained, accuracy = of_job["train"]["steps"], of_job["test"]["accuracy"]
+        print(path.relative_to(sweep), of_job["status"], trained, f"{accuracy:.4f}", flush=True)
+    assert len(found) == count
     assert all(of_job["status"] == "finished" for of_job in found.values())
-    for seed, path in enumerate(stopped):
-        (log,) = (runs / ".submitit").glob(f"*_{seed}/*_log.out")
-        told = [line for line in log.read_text().splitlines() if line.startswith("going on")]
-        alone = folder / f"alone_{seed}"
-        command = [*metarun[:-1], "algo=protonet", f"seed={seed}", *tiny[:-1]]
-        command += [f"hydra.run.dir={alone}"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        same = results(alone)["test"] == found[path.name]["test"]
-        print(f"{path.name}: {told}; the result of a run never stopped: {same}")
-        assert told
-        assert same
+
+
+def gone_on(sweep: Path, job: str) -> list[str]:
+    """What the jobs said when they went on with a run."""
+    logs = [log.read_text() for log in (sweep / ".submitit").glob(f"{job}/*_log.out")]
+    return [line for log in logs for line in log.splitlines() if line.startswith("going on")]
 
 
 def results(folder: Path) -> dict:

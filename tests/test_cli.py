@@ -12,6 +12,7 @@ from hydra._internal.core_plugins import basic_launcher
 from omegaconf import OmegaConf
 
 from metarun import cli
+from metarun.tables import cells
 from metarun.tracking.weights_and_biases import flat
 from tests.conftest import QUICK
 from tests.data import layouts
@@ -65,6 +66,7 @@ EXPERIMENTS = sorted(
         ("plugins.allow=5", "plugins.allow=5: a list is needed"),
         ("mode=test checkpoint=5", "checkpoint=5: there is no such file"),
         ("+hydra.job.env_set.PATH=/evil", "hydra.job.env_set: it cannot be changed"),
+        ("hydra.mode=MULTIRUN", "hydra.mode: it cannot be changed in metarun"),
         ("+hydra.job_logging.handlers.x.class=logging.FileHandler", "hydra.job_logging: "),
         ("+hydra.callbacks.x._target_=hydra.utils.get_object", "hydra.callbacks: "),
         ("--config-name main", "--config-name: not in metarun"),
@@ -444,6 +446,19 @@ def test_search(metarun):
     found = OmegaConf.load(metarun.folder / "outputs/optimization_results.yaml")
     assert found.best_value == best["val"]["accuracy"]
     assert len({run["config"]["optim"]["lr"] for run in runs}) == 3
+
+
+def test_a_search_that_tries_values_again(metarun):
+    """Their result is there already."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    metarun.main(
+        *(*SEARCH[:2], "hydra.sweeper.n_trials=5", "algo.distance=choice(euclidean,cosine)"),
+        *(*metarun.data, *QUICK, "hydra.sweep.dir=outputs"),
+    )
+    runs = cells.below(metarun.folder / "outputs")
+    assert [run.state for run in runs] == ["finished", "finished"]
+    found = OmegaConf.load(metarun.folder / "outputs/optimization_results.yaml")
+    assert found.best_value == max(run.results["val"]["accuracy"] for run in runs)
 
 
 def test_search_without_optuna(metarun):

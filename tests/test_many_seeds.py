@@ -1,13 +1,15 @@
 """seeds=S: whole runs, each as its single run would be."""
 
 import csv
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from metarun import many_seeds, runfolder, train
+from metarun import experiment, many_seeds, runfolder, train
 from metarun.errors import UserError
 from metarun.signals import StopSignals
+from metarun.stacked import Stacked
 from metarun.tracking import jsonlines
 from tests.conftest import QUICK
 
@@ -98,6 +100,48 @@ def test_seeds_go_on(metarun):
     changed = [p for p in before if p.stat().st_mtime_ns != before[p] and p.name != ".lock"]
     assert not changed
     assert metarun.results("set/seed2")["train"]["steps"] == 8
+
+
+def test_the_time_is_that_of_the_steps(metarun, monkeypatch):
+    """Of each seed, whichever validates or saves meanwhile: here steps take a second."""
+    clock = SimpleNamespace(now=0.0)
+    clock.perf_counter = lambda: clock.now
+    monkeypatch.setattr(train, "time", clock)
+
+    def taking(seconds, what):
+        def slow(*given, **named):
+            clock.now += seconds
+            return what(*given, **named)
+
+        return slow
+
+    monkeypatch.setattr(Stacked, "step", taking(1, Stacked.step))
+    monkeypatch.setattr(experiment, "score", taking(100, experiment.score))
+    monkeypatch.setattr(experiment, "save", taking(10000, experiment.save))
+    several(metarun)
+    for seed in (0, 1):
+        assert metarun.results(f"set/seed{seed}")["train"]["seconds"] == 4
+        lines = jsonlines.read(metarun.folder / f"outputs/set/seed{seed}/metrics.jsonl")
+        rates = {line.get("train/episodes_per_second") for line in lines} - {None}
+        assert rates == {1.0}, "one task a step"
+
+
+def test_the_mean_has_an_interval_over_seeds():
+    """The mean of 0.5 and 0.6 has the deviation 0.05; Student's t of one degree is 12.71."""
+    values = {0: 0.5, 1: 0.6}
+    results = {
+        seed: {"test": {"metric": "accuracy", "accuracy": value, "ci95": 0.01}}
+        for seed, value in values.items()
+    }
+    assert many_seeds.rows(results)["mean"] == "55.00 ± 63.53 %"
+    assert many_seeds.rows({0: results[0]})["mean"] == "50.00 %"
+
+
+def test_no_training(metarun, capsys):
+    """Only a test of each seed, with no validation that a search could go by."""
+    several(metarun, "train.steps=0")
+    assert "mean" in capsys.readouterr().out
+    assert metarun.results("set/seed1")["status"] == "finished"
 
 
 def test_stopped_and_gone_on_with(metarun, monkeypatch, capsys):

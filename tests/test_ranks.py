@@ -201,6 +201,7 @@ def test_a_signal_to_one_rank_stops_both(metarun):
         ),
         ("mode=prepare", "mode=prepare is for one process: leave out torchrun"),
         ("-m seed=0,1", "-m is for one process: leave out torchrun"),
+        ("table=koch2015", "table= is for one process: leave out torchrun"),
     ],
 )
 def test_what_ranks_cannot_share(metarun, monkeypatch, typed, said):

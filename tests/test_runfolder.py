@@ -93,7 +93,7 @@ def test_a_run_of_another_mode_is_refused(tmp_path):
 
 
 def test_a_run_killed_before_it_began_is_no_run(tmp_path):
-    (tmp_path / "results.json.tmp").write_text("{")
+    runfolder.temporary_name(tmp_path / "results.json").write_text("{")
     assert earlier(tmp_path, "none", "train") is None
 
 
@@ -116,6 +116,20 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         runfolder.write_json(path, {"status": "finished"})
     monkeypatch.undo()
     assert runfolder.results(tmp_path) == {"status": "running"}
+
+
+def test_two_write_at_once(tmp_path, monkeypatch):
+    """Neither takes the other's file for its own; the later one stays."""
+    path = tmp_path / "table.md"
+
+    def meanwhile(descriptor):
+        monkeypatch.undo()
+        runfolder.write_text(path, "of another process")
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    runfolder.write_text(path, "of this one")
+    assert path.read_text() == "of this one"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_csv(tmp_path):

@@ -5,6 +5,7 @@ import signal
 import time
 
 import pytest
+from filelock import FileLock
 
 from metarun.tables import cells
 from tests.conftest import QUICK
@@ -145,6 +146,20 @@ def test_killed_and_taken_up_again(table):
     assert steps[-1] == 150
 
 
+def test_a_cell_that_another_process_runs_is_left_to_it(table, capsys):
+    """It counts as running, and the others go on."""
+    near_alone = [*table.table, "seed=0", "experiment=nobody/near"]
+    table.main(*near_alone)
+    (near,) = (table.folder / "outputs/table/nobody/nobody-near").iterdir()
+    results = json.loads((near / "results.json").read_text())
+    (near / "results.json").write_text(json.dumps(results | {"status": "running"}))
+    with FileLock(near / ".lock"):
+        table.main(*table.table, "seed=0")
+    assert f"{near.name} is being run by another process" in capsys.readouterr().out
+    assert rows(table)["nobody/near"]["states"] == {"0": "running"}
+    assert rows(table)["nobody/far"]["states"] == {"0": "finished"}
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
@@ -153,6 +168,8 @@ def test_killed_and_taken_up_again(table):
         ("table=nobody way=3,4", "way: table= sweeps over experiment= and seed= alone"),
         ("table=nobody experiment=sinusoid/maml", "experiment=sinusoid/maml: not in table=nobody"),
         ("table=nobody train.stepz=4", "train.stepz: there is no such key"),
+        ("table=nobody seeds=2", "seeds=2: a table has seeds of its own, and seed=0,1,2 chooses"),
+        ("table=nobody hydra.sweep.subdir=x", "hydra.sweep.subdir: table= names its runs' folders"),
         ("table=nobody --cfg job", "table= is many runs: experiment=NAME shows the config of one"),
     ],
 )
@@ -192,6 +209,43 @@ def test_a_sweep_ends_with_a_summary(metarun, capsys):
         run.folder: (run.folder / "results.json").stat().st_mtime_ns for run in cells.below(place)
     }
     assert after == before
+
+
+def test_seeds_at_once_in_a_sweep(metarun, capsys):
+    """The summary has them all. Without resume=auto they are refused, and stay as they are."""
+    sweep = ["-m", *metarun.data, *QUICK, "seeds=2", "algo.distance=euclidean,cosine", "name=s"]
+    metarun.main(*sweep)
+    place = metarun.folder / "outputs/multirun/s"
+    runs = cells.below(place)
+    assert [(run.folder.name, run.state) for run in runs] == 2 * [
+        ("seed0", "finished"),
+        ("seed1", "finished"),
+    ]
+    assert (place / "summary.md").read_text().count("| 0, 1 |") == 2
+    killed = runs[0].folder
+    (killed / "results.json").write_text(json.dumps(runs[0].results | {"status": "running"}))
+    (runs[2].folder.parent / "error.txt").write_text("seed 2: no memory\n")
+    with pytest.raises(SystemExit) as leaving:
+        metarun.main(*sweep)
+    assert leaving.value.code == 2
+    assert "job 1:" in capsys.readouterr().err
+    assert [path.read_text() for path in place.rglob("error.txt")] == ["seed 2: no memory\n"]
+    assert f"{killed.relative_to(place)}: interrupted\n" in (place / "summary.md").read_text()
+    metarun.main(*sweep, "resume=auto")
+    assert [run.state for run in cells.below(place)] == 4 * ["finished"]
+
+
+def test_a_refused_job_does_not_fail_the_run_that_is_there(metarun):
+    """One that was killed still is, and can be gone on with."""
+    sweep = ["-m", *metarun.data, *QUICK, "seed=0,1", "name=s"]
+    metarun.main(*sweep)
+    place = metarun.folder / "outputs/multirun/s"
+    killed, _ = cells.below(place)
+    (killed.folder / "results.json").write_text(json.dumps(killed.results | {"status": "running"}))
+    with pytest.raises(SystemExit):
+        metarun.main(*sweep)
+    assert [run.state for run in cells.below(place)] == ["interrupted", "finished"]
+    assert not list(place.rglob("error.txt"))
 
 
 def test_a_sweep_over_experiments_takes_the_keys_of_their_data(metarun, table):

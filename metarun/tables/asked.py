@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock
 from omegaconf import OmegaConf
 
 from metarun import runfolder
@@ -28,12 +29,20 @@ class Asked(NamedTuple):
     folder: Path
 
     def runs(self, compose: Compose, experiments: list[str], seeds: list[int]) -> list[dict]:
-        """Each run: its experiment and seed, its folder, and how it departs from the experiment."""
+        """Each run: its experiment and seed, its folder, and how it departs from the experiment.
+
+        Raises UserError for several seeds at once, which would not be runs of the table.
+        """
         common = [o for o in self.overrides if not o.startswith(("experiment=", "seed=", "hydra"))]
         found = []
         for experiment in experiments:
             committed, _ = compose([f"experiment={experiment}"])
             config, choices = compose([*common, f"experiment={experiment}"])
+            if config["seeds"] != 1:
+                raise UserError(
+                    f"seeds={config['seeds']}: a table has seeds of its own, "
+                    "and seed=0,1,2 chooses among them"
+                )
             departures = differences(committed, config, except_for=HOW)
             for seed in seeds:
                 folder = self.folder / run_name({**config, "seed": seed}, choices, UNSEEN)
@@ -57,6 +66,8 @@ def asked(name: str, path: Path, overrides: list[str]) -> Asked:
     typed = dict(override.split("=", 1) for override in overrides if "=" in override)
     if typed.get("mode", "train") != "train":
         raise UserError(f"mode={typed['mode']}: table= trains and tests: leave mode= out")
+    if "hydra.sweep.subdir" in typed:
+        raise UserError("hydra.sweep.subdir: table= names its runs' folders itself: leave it out")
     conditions = sorted(o for o in overrides if is_condition(o.lstrip("+~").partition("=")[0]))
     swept = {
         "experiment": ",".join(dict.fromkeys(cell["experiment"] for cell in definition["cells"])),
@@ -91,14 +102,16 @@ def record(asked: Asked, runs: list[dict]) -> None:
     Runs asked for earlier stay, unless one of the same experiment and seed is asked for now.
     """
     path = asked.folder / "table_of.json"
-    earlier = runfolder.read_json(path) if path.exists() else {"runs": []}
-    kept = {(run["experiment"], run["seed"]): run for run in [*earlier["runs"], *runs]}
-    runfolder.write_json(
-        path,
-        {
-            "name": asked.name,
-            **asked.definition,
-            "conditions": asked.conditions,
-            "runs": list(kept.values()),
-        },
-    )
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(asked.folder / ".lock"):
+        earlier = runfolder.read_json(path) if path.exists() else {"runs": []}
+        kept = {(run["experiment"], run["seed"]): run for run in [*earlier["runs"], *runs]}
+        runfolder.write_json(
+            path,
+            {
+                "name": asked.name,
+                **asked.definition,
+                "conditions": asked.conditions,
+                "runs": list(kept.values()),
+            },
+        )

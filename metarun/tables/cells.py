@@ -83,7 +83,7 @@ def in_use(folder: Path) -> bool:
 
 
 def below(sweep: Path) -> list[Run]:
-    """The runs of a sweep, in the order of their names."""
-    found = {path.parent for depth in ("*", "*/*") for path in sweep.glob(f"{depth}/results.json")}
-    found |= {path.parent for depth in ("*", "*/*") for path in sweep.glob(f"{depth}/error.txt")}
+    """The runs of a sweep, those of several seeds at once too, in the order of their names."""
+    depths, files = ("*", "*/*", "*/*/seed*"), ("results.json", "error.txt")
+    found = {path.parent for d in depths for name in files for path in sweep.glob(f"{d}/{name}")}
     return [read(folder) for folder in sorted(found)]

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,18 @@ LINES = 30  # runs that the live table shows at most
 
 
 class Watch:
-    """Within this block, tells how the `total` runs in the folder of a sweep stand.
+    """Within this block, tells how the `total` runs in the folder of a sweep stand; if it is known
+    which folders are theirs, `own`, then of no others.
 
     In a terminal that is a table, and what the runs themselves have to say is left out; elsewhere a
     line when a run has ended, beside what the runs say.
     """
 
-    def __init__(self, folder: Path, total: int):
-        self.folder, self.total = folder, total
+    def __init__(self, folder: Path, total: int, own: Collection[Path] = ()):
+        self.folder, self.total, self.own = folder, total, own
         self.terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
         self.ended = threading.Event()
-        self.told = {run.folder: run.state for run in cells.below(folder)}
+        self.told = {run.folder: run.state for run in self.runs()}
 
     def __enter__(self) -> "Watch":
         self.quiet = contextlib.ExitStack()
@@ -56,6 +58,10 @@ class Watch:
         self.look()
         self.quiet.close()
 
+    def runs(self) -> list[Run]:
+        """Those that have begun."""
+        return [r for r in cells.below(self.folder) if not self.own or r.folder in self.own]
+
     def watch(self) -> None:
         """Look again and again, until the block ends."""
         while not self.ended.wait(SECONDS):
@@ -67,18 +73,18 @@ class Watch:
         if self.terminal:
             self.live.update(self.table())
             return
-        runs = cells.below(self.folder)
+        runs = self.runs()
         for run in runs:
             if run.state in ("finished", "failed") and self.told.get(run.folder) != run.state:
                 done = sum(other.state in ("finished", "failed") for other in runs)
-                plain(f"[{done} of {self.total}] {self.name(run)}: {standing(run)}")
+                plain(f"[{done} of {max(self.total, len(runs))}] {self.name(run)}: {standing(run)}")
             self.told[run.folder] = run.state
 
     def table(self) -> Any:
         """What a terminal shows, as rich has it."""
         from rich.table import Table
 
-        runs = cells.below(self.folder)
+        runs = self.runs()
         states = [run.state for run in runs]
         counts = [f"{states.count(state)} {state}" for state in sorted(set(states))]
         waiting = self.total - len(runs)

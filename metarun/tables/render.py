@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from metarun import runfolder
 from metarun.tables import statistics
 from metarun.tables.cells import Run, read
@@ -35,22 +37,23 @@ VERDICTS = (
 def write(folder: Path) -> str:
     """Render the table whose runs are in `folder` into table.md, .csv, .tex, .json and .png there;
     the Markdown, and where it is."""
-    about = runfolder.read_json(folder / "table_of.json")
-    rows, figures = read_rows(about, folder)
-    differences = pairs(figures)
-    text = markdown(about, rows, differences)
-    runfolder.write_text(folder / "table.md", text)
-    runfolder.write_text(folder / "table.csv", as_csv(rows))
-    runfolder.write_text(folder / "table.tex", latex(about, rows))
-    runfolder.write_json(
-        folder / "table.json",
-        {
-            **{k: v for k, v in about.items() if k not in ("cells", "runs")},
-            "rows": rows,
-            "pairs": differences,
-        },
-    )
-    picture(about, rows, folder / "table.png")
+    with FileLock(folder / ".lock"):  # another process may have begun some of the runs
+        about = runfolder.read_json(folder / "table_of.json")
+        rows, figures = read_rows(about, folder)
+        differences = pairs(figures)
+        text = markdown(about, rows, differences)
+        runfolder.write_text(folder / "table.md", text)
+        runfolder.write_text(folder / "table.csv", as_csv(rows))
+        runfolder.write_text(folder / "table.tex", latex(about, rows))
+        runfolder.write_json(
+            folder / "table.json",
+            {
+                **{k: v for k, v in about.items() if k not in ("cells", "runs")},
+                "rows": rows,
+                "pairs": differences,
+            },
+        )
+        picture(about, rows, folder / "table.png")
     return f"{text}\n{folder}/table.md, .csv, .tex, .json, .png"
 
 

@@ -20,7 +20,7 @@ def write(folder: Path) -> str:
     runs = below(folder)
     groups = by_config([run for run in runs if run.state == "finished" and run.results.get("test")])
     figures = {name: figure(of_config) for name, of_config in groups.items()}
-    text = markdown(runs, groups, figures)
+    text = markdown(folder, runs, groups, figures)
     runfolder.write_text(folder / "summary.md", text)
     rows = [
         {"config": name, **found._replace(episodes=None)._asdict()}  # type: ignore[arg-type]
@@ -65,7 +65,9 @@ def deciding(run: Run) -> dict[str, Any]:
     return names | {k: v for k, v in config.items() if not f"{k}.".startswith(left_out)}
 
 
-def markdown(runs: list[Run], groups: dict[str, list[Run]], figures: dict[str, Figure]) -> str:
+def markdown(
+    folder: Path, runs: list[Run], groups: dict[str, list[Run]], figures: dict[str, Figure]
+) -> str:
     """The table, best first, and the runs that are not in it."""
     head = ["config", "test", "± seeds", "± closed", "± open", "seeds"]
     lines = [table_line(head), table_line(["---"] * len(head))]
@@ -80,9 +82,8 @@ def markdown(runs: list[Run], groups: dict[str, list[Run]], figures: dict[str, F
     lines.append("")
     for run in runs:
         if run.state != "finished":
-            lines.append(
-                f"{run.folder.parent.name}/{run.folder.name}: {run.state} {run.error}".rstrip()
-            )
+            where = run.folder.relative_to(folder)
+            lines.append(f"{where}: {run.state} {run.error}".rstrip())
     for pair in pairs(figures)[:MOST_PAIRS]:
         difference = f"{pair['difference']:+.2f}{half(pair['closed'])}"
         lines.append(f"{pair['first']} less {pair['second']}, same episodes: {difference}")

@@ -7,6 +7,8 @@ from rich.console import Console
 
 from metarun.tables.live import Watch
 
+TEST = {"metric": "accuracy", "accuracy": 0.9, "ci95": 0.01}
+
 
 def write(folder, status, way, test=None):
     folder.mkdir(parents=True)
@@ -18,8 +20,7 @@ def write(folder, status, way, test=None):
 
 def test_states_and_best_so_far(tmp_path):
     """One run finished, one at work, one that could not begin, and one still to come."""
-    test = {"metric": "accuracy", "accuracy": 0.9, "ci95": 0.01}
-    write(tmp_path / "a/seed0-1", "finished", 5, test)
+    write(tmp_path / "a/seed0-1", "finished", 5, TEST)
     write(tmp_path / "a/seed0-2", "running", 20)
     records = [
         {"step": 3, "val/accuracy": 0.71, "val/best": 0.71},
@@ -42,3 +43,15 @@ def test_states_and_best_so_far(tmp_path):
         ["a/seed0-3", "", "failed", "", "failed: way=99: too few classes"],
     ]
     assert lines[-1].strip() == "1 failed, 1 finished, 1 running, 1 waiting"
+
+
+def test_runs_asked_for_earlier_do_not_count(tmp_path, capsys):
+    """They are in the folder, but not of this sweep."""
+    write(tmp_path / "a/seed0-1", "finished", 5, TEST)
+    own = [tmp_path / f"a/seed{seed}-1" for seed in (1, 2)]
+    watch = Watch(tmp_path, 2, own)
+    for folder in own:
+        write(folder, "finished", 5, TEST)
+        watch.look()
+    told = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert told == ["[1 of 2] a/seed1-1", "[2 of 2] a/seed2-1"]

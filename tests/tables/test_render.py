@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from metarun.tables import render
+from metarun.tables import cells, render
 from metarun.tables.figures import figure, pairs
 
 ABOUT = {
@@ -76,6 +76,21 @@ def about(folder, departures=(), **more):
     keys = ("experiment", "seed", "folder")
     told = [dict(zip(keys, r, strict=True)) | {"departures": list(departures)} for r in runs]
     (folder / "table_of.json").write_text(json.dumps({**ABOUT, **more, "runs": told}))
+
+
+def test_one_process_writes_it_at_a_time(folder, monkeypatch):
+    """So that its files are of one moment."""
+    about(folder)
+    picture, held = render.picture, []
+
+    def watched(*given):
+        held.append(cells.in_use(folder))
+        picture(*given)
+
+    monkeypatch.setattr(render, "picture", watched)
+    render.write(folder)
+    assert held == [True]
+    assert not cells.in_use(folder)
 
 
 def test_numbers_by_hand(folder):
