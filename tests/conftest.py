@@ -12,6 +12,9 @@ from PIL import Image
 
 from metarun import cli
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 CLASSES = {"train": 64, "val": 21, "test": 21}
 QUICK = (
     "train.steps=4 train.val_every=2 train.log_every=1 eval.episodes=6 eval.val_episodes=4 "
