@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun import config as schema
 from metarun import launchers, ranks, rerun, runfolder
-from metarun.errors import Interrupted, UserError
+from metarun.errors import DataChanged, Interrupted, UserError
 from metarun.help import choice_files, help_text
 from metarun.signals import StopSignals
 from metarun.tables import cells
@@ -175,7 +175,9 @@ def tell_failure(error: Exception, folder: Path, number: int) -> None:
     else:
         reason = f"{type(error).__name__}: {one_line(error)}"
         text = f"{reason}\n\n{''.join(traceback.format_exception(error))}"
-    if cells.read(folder).state not in ("finished", "running"):  # the folder is of this run
+    state = cells.read(folder).state
+    # The folder is of this run, and what it holds, if anything, is not what was asked for.
+    if isinstance(error, DataChanged) or state not in ("finished", "running"):
         runfolder.write_text(folder / "error.txt", f"{text}\n")
     print(f"metarun: job {number}: {reason}", file=sys.stderr)
 

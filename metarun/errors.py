@@ -9,5 +9,9 @@ class UserError(ValueError):
     """
 
 
+class DataChanged(UserError):
+    """The data is not what it was when the run in the folder was started."""
+
+
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop, by Ctrl-C or SIGTERM; a sweep it is part of stops with it."""

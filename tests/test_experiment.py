@@ -5,6 +5,7 @@ import json
 import random
 import resource
 import shlex
+import shutil
 import signal
 import statistics
 import sys
@@ -162,6 +163,19 @@ def test_nothing_is_overwritten(metarun):
     (metarun.folder / "outputs/b/thesis.tex").write_text("precious")
     again[-1] = "hydra.run.dir=outputs/b"
     assert "outputs/b holds other files" in metarun.error(*again)
+
+
+def test_a_finished_run_on_other_data_is_not_done(metarun, pictures):
+    """Its results are not those of the data that is asked for."""
+    metarun.run("name=a")
+    others = metarun.folder / "others"
+    shutil.copytree(pictures, others)
+    shutil.rmtree(others / "test/test00")
+    again = [*metarun.data, *QUICK, "hydra.run.dir=outputs/a", "name=a", "resume=auto"]
+    before = metarun.results("a")
+    assert "the data has changed" in metarun.error(*again, f"data.root={others}")
+    metarun.main(*again)
+    assert metarun.results("a") == before
 
 
 def test_trained_longer(metarun):

@@ -1,6 +1,7 @@
 """metarun table=NAME, and what any sweep leaves."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -143,6 +144,27 @@ def test_killed_and_taken_up_again(table):
     steps = [line["step"] for line in lines if "train/loss" in line]
     assert steps == sorted(set(steps)), "no step twice"
     assert steps[-1] == 150
+
+
+def test_a_cell_done_on_other_data_is_not_done(table, pictures, capsys):
+    """It fails, with the reason, until its own data is there again; nothing of it is lost."""
+    again = [*table.table, "seed=0", "experiment=nobody/near"]
+    table.main(*again)
+    first, own = folders(table), rows(table)["nobody/near"]
+    others = table.folder / "others"
+    shutil.copytree(pictures, others)
+    shutil.rmtree(others / "test/test00")
+    with pytest.raises(SystemExit) as leaving:
+        table.main(*again, f"data.root={others}")
+    assert leaving.value.code == 1
+    assert "job 0: resume=auto: the data has changed" in capsys.readouterr().err
+    found = rows(table)["nobody/near"]
+    assert found["states"] == {"0": "failed"}
+    assert found["errors"]["0"].startswith("resume=auto: the data has changed")
+    assert "ours" not in found
+    table.main(*again)
+    assert rows(table)["nobody/near"] == own
+    assert folders(table) == first
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def read(folder: Path) -> Run:
     state = results["status"]
     if state != "finished" and in_use(folder):
         return Run(folder, "running", results, "")
-    if error and state != "finished":
+    if error:  # of the last attempt, even if an earlier one finished, on other data
         return Run(folder, "failed", results, error)
     state = "interrupted" if state == "running" else state  # killed: it could not say so
     return Run(folder, state, results, str(results.get("error", "")))
