@@ -23,7 +23,7 @@ INCIDENTAL = [
     *("device.name", "device.deterministic", "device.graph"),
     *("sampler.chunk", "algo.checkpoint_steps"),
     *("train.steps", "train.log_every", "train.patience"),
-    *("eval.episodes", "eval.tasks"),
+    *("eval.episodes", "eval.tasks", "eval.sampler.tasks"),
 ]
 
 # How an optimiser computes, not what: its device's own choice, whoever saved its state.

@@ -193,7 +193,7 @@ def test_more_test_episodes(metarun):
     metarun.run("name=a")
     before = weights(metarun, "a")
     trained = metarun.results("a")["train"]
-    results = metarun.run("name=a", "eval.episodes=12", "resume=auto")
+    results = metarun.run("name=a", "eval.episodes=12", "eval.tasks=3", "resume=auto")
     assert results["test"]["episodes"] == 12
     assert results["train"] == trained
     assert same(weights(metarun, "a"), before)

@@ -13,7 +13,7 @@ from metarun.errors import UserError
 from metarun.tables.cells import run_name
 
 # What changes how a run computes, and not what: no departure from a paper's conditions.
-HOW = [*UNSEEN, "device", "eval.tasks", "eval.sampler.tasks", "seed"]
+HOW = [*UNSEEN, "device", "seed"]
 # A run's config and what its groups are chosen to be, of some overrides.
 Compose = Callable[[list[str]], tuple[dict[str, Any], dict[str, Any]]]
 
@@ -73,7 +73,7 @@ def asked(name: str, path: Path, overrides: list[str]) -> Asked:
 
 def is_condition(key: str) -> bool:
     """Whether the override of this key may change what comes out of every cell."""
-    if key in ("experiment", "seed", "device", "eval.tasks") or key.startswith("hydra"):
+    if key in ("experiment", "seed", "device") or key.startswith("hydra"):
         return False
     return not f"{key}.".startswith(tuple(f"{unseen}." for unseen in UNSEEN))
 
