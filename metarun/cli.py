@@ -34,7 +34,7 @@ from metarun.errors import DataChanged, Interrupted, UserError
 from metarun.help import choice_files, help_text
 from metarun.signals import StopSignals
 from metarun.tables import cells
-from metarun.tables.asked import Asked, asked, record
+from metarun.tables.asked import Asked, asked, folder_of, record
 from metarun.tracking import console
 
 BUILT = ("data", "augment", "sampler", "backbone", "algo", "optim", "schedule")  # with a _target_
@@ -327,11 +327,17 @@ def run_sweep(arguments: argparse.Namespace, values: list[list[str]]) -> None:
 
     table, failure = arguments.table, None
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        if table:
+            every, wanted = runs_of(table, values, arguments.config_dir)
+            spelled = f"hydra.sweep.dir={folder_of(table, every)}"
+            if not any(o.startswith("hydra.sweep.dir=") for o in arguments.overrides):
+                sys.argv.append(spelled)
+                values = [*values, [spelled]]
         first = composed([each[0] for each in values], arguments.config_dir)
         HydraConfig.instance().set_config(first)
         folder, name = Path(first.hydra.sweep.dir), first.name
         if table:
-            record(table, runs_of(table, values, arguments.config_dir))
+            record(table, folder, wanted)
     with Watch(folder, math.prod(map(len, values))):
         try:
             job()
@@ -350,8 +356,13 @@ def run_sweep(arguments: argparse.Namespace, values: list[list[str]]) -> None:
         raise failure
 
 
-def runs_of(table: Asked, values: list[list[str]], config_dir: str | None) -> list[dict[str, Any]]:
-    """The runs that make the cells of the table. Raises UserError for a sweep over other keys."""
+def runs_of(
+    table: Asked, values: list[list[str]], config_dir: str | None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The runs of all the table's cells, and those of them that are asked for.
+
+    Raises UserError for a sweep over other keys, or an experiment that is not in the table.
+    """
     swept: dict[str, list[str]] = {}
     for each in values:
         key = each[0].partition("=")[0]
@@ -372,7 +383,8 @@ def runs_of(table: Asked, values: list[list[str]], config_dir: str | None) -> li
             del config["hydra"]
         return plain(config), choices
 
-    return table.runs(compose, swept["experiment"], list(map(int, swept["seed"])))
+    every = table.runs(compose, list(map(int, swept["seed"])))
+    return every, [run for run in every if run["experiment"] in swept["experiment"]]
 
 
 def mixture_spelled_out(override: str, folders: list[Path]) -> list[str]:

@@ -90,6 +90,19 @@ def test_other_conditions_are_another_table(table):
         assert row["verdict"] is None
 
 
+def test_the_experiments_own_values_and_the_precision_are_no_other_conditions(table):
+    """A table in bf16 takes no other's place all the same, says what it is in, and is judged."""
+    near = [*table.table, "seed=0", "experiment=nobody/near"]
+    table.main(*near, "train.steps=4")
+    table.main(*near, "device.precision=bf16")
+    made = {path.name: path for path in (table.folder / "outputs/table").iterdir()}
+    assert set(made) == {"nobody", "nobody-bf16"}
+    for name, title in (("nobody", "Two distances"), ("nobody-bf16", "Two distances, in bf16")):
+        assert (made[name] / "table.md").read_text().startswith(f"## {title}\n")
+        assert rows(table, name)["nobody/near"]["verdict"] is not None
+        assert len(list(made[name].rglob("results.json"))) == 1
+
+
 def test_a_failing_cell_is_told_and_the_others_go_on(table, capsys):
     """Exit code 1, the reason in the table; once it can be run it is run."""
     path = table.folder / "conf/experiment/nobody/far.yaml"

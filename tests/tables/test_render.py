@@ -22,7 +22,6 @@ ABOUT = {
         {"experiment": "a/two", "paper": 50.0, "ci95": None, "read_in": "memory"},
     ],
     "notes": ["A note."],
-    "conditions": [],
     "runs": [],
 }
 
@@ -109,7 +108,7 @@ def test_verdicts(gain, said):
 
 
 def test_other_conditions_are_told_everywhere_and_not_judged(folder):
-    about(folder, departures=["train.steps=10"], conditions=["train.steps=10"])
+    about(folder, departures=["train.steps=10"])
     text = render.write(folder)
     assert "NOT under the paper's conditions: train.steps=10" in text.splitlines()[0]
     assert text.count("none: train.steps=10") == 2, "every cell"
@@ -118,6 +117,19 @@ def test_other_conditions_are_told_everywhere_and_not_judged(folder):
     assert row["verdict"] is None
     assert "equal" not in text
     assert "Not under the paper's conditions" in (folder / "table.tex").read_text()
+
+
+def test_conditions_of_some_cells(folder):
+    """Those that are under the paper's conditions keep their verdict, and the title says so."""
+    about(folder, departures=["way=5"])
+    told = json.loads((folder / "table_of.json").read_text())
+    for run in told["runs"][:2]:
+        run["departures"] = []
+    (folder / "table_of.json").write_text(json.dumps(told))
+    text = render.write(folder)
+    assert text.startswith("## Some table, in part NOT under the paper's conditions: way=5\n")
+    rows = json.loads((folder / "table.json").read_text())["rows"]
+    assert rows[0]["verdict"] == "equal within the intervals"
 
 
 def test_every_form(folder):
