@@ -9,6 +9,7 @@ import pytest
 
 from metarun.tables import render
 from metarun.tables.figures import figure, pairs
+from metarun.tables.statistics import over_seeds
 
 ABOUT = {
     "name": "table",
@@ -183,3 +184,27 @@ def test_paired_difference():
     assert pair["closed"] == pytest.approx(1.959964 * np.std([1, 3, 1, 3], ddof=1) / 2)
     assert pair["closed"] < a.closed / 10
     assert pairs({"a": a, "b": figure_of(easy_and_hard, sha256="other")}) == []
+
+
+def test_figures_of_the_same_trainings_are_compared_training_by_training():
+    """3, 5, 4 less 2, 3, 2 is 1, 2, 2: far surer than 4 less 2.3 of other trainings."""
+    episodes = figure_of([0.1, 0.9])
+    values = {"mse_after_1": [3.0, 5.0, 4.0], "mse_after_5": [2.0, 3.0, 2.0]}
+    a, b = (
+        episodes._replace(
+            name=name, values=dict(zip("rst", of_runs, strict=True)), over_seeds=over_seeds(of_runs)
+        )
+        for name, of_runs in values.items()
+    )
+    (pair,) = pairs({"a": a, "b": b})
+    assert pair["over_seeds"] == pytest.approx(4.30265 * np.std([1, 2, 2], ddof=1) / 3**0.5)
+    others = b._replace(values=dict(zip("xyz", values["mse_after_5"], strict=True)))
+    (pair,) = pairs({"a": a, "b": others})
+    assert pair["over_seeds"] == pytest.approx(math.hypot(a.over_seeds, b.over_seeds))
+
+
+def test_measures_of_different_kinds_are_not_compared():
+    figure = figure_of([0.1, 0.9])
+    assert figure.name == "accuracy"
+    assert pairs({"a": figure, "b": figure._replace(name="verification_accuracy")}) == []
+    assert len(pairs({"a": figure, "b": figure._replace(name="accuracy_presentation_2")})) == 1
