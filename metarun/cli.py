@@ -139,8 +139,15 @@ def repeat(arguments: argparse.Namespace) -> int:
     """rerun=FOLDER: that run once more, in a new folder; 0 if it came to the same, else 1."""
     if arguments.multirun or arguments.cfg:
         raise UserError("rerun= repeats one run: leave out -m and --cfg")
-    typed = schema.flat(plain(OmegaConf.from_dotlist(arguments.overrides)))
-    folder = Path(str(typed.pop("rerun"))).expanduser().resolve()
+    words = [o.removeprefix("rerun=") for o in arguments.overrides if o.startswith("rerun=")]
+    if not words[-1]:
+        raise UserError("rerun=: say which run, rerun=RUN_FOLDER")
+    folder = Path(words[-1]).expanduser().resolve()
+    others = [o for o in arguments.overrides if not o.startswith("rerun=")]
+    parsed = OverridesParser.create().parse_overrides(others)
+    if any(override.is_sweep_override() for override in parsed):
+        raise UserError("rerun= repeats one run: give each key one value")
+    typed = schema.flat({override.get_key_element(): override.value() for override in parsed})
     then = rerun.finished(folder)
     typed = {"name": rerun.new_folder(folder).name, **typed}
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):

@@ -196,6 +196,28 @@ def test_refused(table, typed, said):
     assert [path.name for path in table.folder.iterdir()] == ["conf"]
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("seeds: [0, 1]\n", ""), "nobody.yaml: table.seeds: it cannot be left out"),
+        (("seeds: [0, 1]", "seeds: 3"), "table.seeds=3: a list is needed"),
+        (("seeds: [0, 1]", "seeds: []"), "table.seeds=[]: a list is needed"),
+        (("seeds: [0, 1]", "seeds: [a]"), "table.seeds=[a]: whole numbers are needed"),
+        (("metric: accuracy", "metric: acc"), "table.metric=acc: choose one of accuracy, mse"),
+        ((" paper: 50.0,", ""), "table.cells.paper: it cannot be left out"),
+        ((" paper: 50.0,", " paper: high,"), "table.cells.paper=high: a number or null is needed"),
+        ((" paper: 50.0,", " pepper: 1, paper: 50.0,"), "pepper: there is no such key, did you me"),
+        (("cells:\n", "cells:\n  - 3\n"), "table.cells: a group of keys is needed, experiment, "),
+        (("title: Two", "title: [Two"), "nobody.yaml: it cannot be read: while parsing"),
+        ((TABLE, "- 1"), "table: a group of keys is needed, title, source"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(table, change, said):
+    (table.folder / "conf/table/nobody.yaml").write_text(TABLE.replace(*change))
+    assert said in table.error(*table.table)
+    assert [path.name for path in table.folder.iterdir()] == ["conf"]
+
+
 def test_a_sweep_ends_with_a_summary(metarun, capsys):
     """Mean over seeds for each config; given again with its name, all is done already."""
     sweep = ["-m", *metarun.data, *QUICK, "seed=0,1", "algo.distance=euclidean,cosine", "name=s"]

@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from metarun import runfolder
-from metarun.config import UNSEEN, differences
+from metarun.config import UNSEEN, differences, nearest, shown
 from metarun.errors import UserError
 from metarun.tables.cells import run_name
 
 # What changes how a run computes, and not what: no departure from a paper's conditions.
 HOW = [*UNSEEN, "device", "seed"]
+# What a table and each of its cells must say.
+TEXT, LIST, NUMBER = (str, "a text"), (list, "a list"), (int | float | None, "a number or null")
+TABLE = {"title": TEXT, "source": TEXT, "data": TEXT, "metric": TEXT, "seeds": LIST, "cells": LIST}
+CELL = {"experiment": TEXT, "paper": NUMBER, "ci95": NUMBER, "read_in": TEXT}
 # A run's config and what its groups are chosen to be, of some overrides.
 Compose = Callable[[list[str]], tuple[dict[str, Any], dict[str, Any]]]
 
@@ -45,12 +51,49 @@ class Asked(NamedTuple):
         return found
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The table in the file at `path`. Raises UserError if it is none."""
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: it cannot be read: {' '.join(str(error).split())}") from None
+    try:
+        check("table", content, TABLE, optional=("notes",))
+        for cell in content["cells"]:
+            check("table.cells", cell, CELL, optional=("label", "measure"))
+        if content["metric"] not in ("accuracy", "mse"):
+            raise UserError(f"table.metric={content['metric']}: choose one of accuracy, mse")
+        if not all(isinstance(seed, int) for seed in content["seeds"]):
+            raise UserError(f"table.seeds={shown(content['seeds'])}: whole numbers are needed")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return content
+
+
+def check(
+    name: str, content: Any, needed: dict[str, tuple[Any, str]], optional: tuple[str, ...]
+) -> None:
+    """Raise UserError unless `content` has the needed keys, of the kinds told, and no others but
+    the optional ones."""
+    if not isinstance(content, dict):
+        raise UserError(f"{name}: a group of keys is needed, {', '.join(needed)}")
+    for key in content:
+        if key not in (*needed, *optional):
+            raise UserError(f"{name}.{key}: there is no such key{nearest(key, needed)}")
+    for key, (kind, words) in needed.items():
+        if key not in content:
+            raise UserError(f"{name}.{key}: it cannot be left out")
+        value = content[key]
+        if not isinstance(value, kind) or value == []:
+            raise UserError(f"{name}.{key}={shown(value)}: {words} is needed")
+
+
 def asked(name: str, path: Path, overrides: list[str]) -> Asked:
     """The table in the file at `path`, with the `overrides` typed beside table=NAME.
 
     Raises UserError for one that does not go with a table.
     """
-    definition: Any = OmegaConf.to_container(OmegaConf.load(path))
+    definition = read(path)
     typed = dict(override.split("=", 1) for override in overrides if "=" in override)
     if typed.get("mode", "train") != "train":
         raise UserError(f"mode={typed['mode']}: table= trains and tests: leave mode= out")

@@ -53,5 +53,8 @@ def test_states(tmp_path):
     assert cells.read(folder).value == 0.5
     (folder / "error.txt").write_text("way=5: too few classes\nTraceback")
     assert cells.read(folder).state == "failed", "the last attempt, on other data"
+    (folder / "results.json").write_text('{"status": "fin')
+    assert cells.read(folder).state == "failed"
+    assert f"{folder}/results.json cannot be read" in cells.read(folder).error
     (folder / "results.json").unlink()
     assert cells.read(folder)[1::2] == ("failed", "way=5: too few classes")
