@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun import runfolder
+from metarun.config import nearest
 from metarun.tables import statistics
 from metarun.tables.cells import Run, read
 from metarun.tables.figures import Figure, figure, pairs
@@ -65,12 +66,19 @@ def read_rows(about: dict[str, Any], folder: Path) -> tuple[list[Row], dict[str,
         row = row_of(cell, runs, departures)
         finished = [run for run in runs.values() if run.state == "finished"]
         measure = cell.get("measure")
-        if finished and (not measure or measure in finished[0].results["test"]["measures"]):
+        row["missing"] = missing(finished, measure) if finished and measure else ""
+        if finished and not row["missing"]:
             found = figure(finished, measure)
             figures[row["cell"]] = found
             row |= ours(found, cell, about["metric"], comparable=not departures)
         rows.append(row)
     return rows, figures
+
+
+def missing(finished: list[Run], measure: str) -> str:
+    """Why the measure has no figure though runs are finished; "" if it has one."""
+    had = set.intersection(*(set(run.results["test"]["measures"]) for run in finished))
+    return "" if measure in had else f"its test has no measure {measure}{nearest(measure, had)}"
 
 
 def row_of(cell: dict[str, Any], runs: dict[int, Run], departures: list[str]) -> Row:
@@ -150,6 +158,7 @@ def markdown(about: dict[str, Any], rows: list[Row], differences: list[dict[str,
         lines += [*lined([conditions(row) for row in finished]), ""]
     for row in rows:
         lines += [f"* {row['cell']}, seed {s}: failed: {why}" for s, why in row["errors"].items()]
+    lines += [f"* {row['cell']}: {row['missing']}" for row in rows if row["missing"]]
     lines += [f"* {told}" for told in mixed_data(rows)]
     lines += [f"* {' '.join(note.split())}" for note in about.get("notes") or []]
     if differences:

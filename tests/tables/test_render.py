@@ -133,6 +133,14 @@ def test_conditions_of_some_cells(folder):
     assert rows[0]["verdict"] == "equal within the intervals"
 
 
+def test_a_measure_that_the_test_lacks_is_told(folder):
+    cells = [{**ABOUT["cells"][0], "measure": "accuracy_presentation_2", "label": "k = 2"}]
+    about(folder, cells=cells)
+    text = render.write(folder)
+    assert "| k = 2 | 98.0 ± 0.50 | 2 finished |" in text
+    assert "* k = 2: its test has no measure accuracy_presentation_2\n" in text
+
+
 def test_every_form(folder):
     about(folder)
     render.write(folder)
