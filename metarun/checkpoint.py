@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from metarun.config import differences
-from metarun.errors import UserError
+from metarun.errors import DataChanged, UserError
 from metarun.interfaces import Algorithm
 from metarun.train import Progress, Training
 
@@ -23,7 +23,7 @@ INCIDENTAL = [
     *("device.name", "device.deterministic", "device.graph"),
     *("sampler.chunk", "algo.checkpoint_steps"),
     *("train.steps", "train.log_every", "train.patience"),
-    *("eval.episodes", "eval.tasks"),
+    *("eval.episodes", "eval.tasks", "eval.sampler.tasks"),
 ]
 
 # How an optimiser computes, not what: its device's own choice, whoever saved its state.
@@ -101,15 +101,21 @@ def refuse_another_model(
         raise UserError(f"the checkpoint was trained with {' '.join(changed)}: say the same")
 
 
+def refuse_changed_data(then: str, now: str) -> None:
+    """Raise DataChanged unless the two checksums of the data are one."""
+    if then != now:
+        raise DataChanged(
+            "resume=auto: the data has changed since this run was started: choose another name=, "
+            "or of a table another hydra.sweep.dir="
+        )
+
+
 def restore(training: Training, content: dict[str, Any], data_checksum: str) -> None:
     """Put `training` back where `content`, a saved state, left it.
 
-    Raises UserError when the data is not what it was.
+    Raises DataChanged when the data is not what it was.
     """
-    if content["data_checksum"] != data_checksum:
-        raise UserError(
-            "resume=auto: the data has changed since this run was started: choose another name="
-        )
+    refuse_changed_data(content["data_checksum"], data_checksum)
     training.algorithm.load_state_dict(content["algorithm"])
     training.optimizer.load_state_dict(on_this_device(content["optimizer"], training.optimizer))
     training.schedule.load_state_dict(content["schedule"])

@@ -30,11 +30,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun import config as schema
 from metarun import launchers, ranks, rerun, runfolder
-from metarun.errors import Interrupted, InUse, UserError
+from metarun.errors import DataChanged, Interrupted, InUse, UserError
 from metarun.help import choice_files, help_text
 from metarun.signals import StopSignals
 from metarun.tables import cells
-from metarun.tables.asked import Asked, asked, record
+from metarun.tables.asked import Asked, asked, folder_of, record
 from metarun.tracking import console
 
 BUILT = ("data", "augment", "sampler", "backbone", "algo", "optim", "schedule")  # with a _target_
@@ -145,8 +145,15 @@ def repeat(arguments: argparse.Namespace) -> int:
     """rerun=FOLDER: that run once more, in a new folder; 0 if it came to the same, else 1."""
     if arguments.multirun or arguments.cfg:
         raise UserError("rerun= repeats one run: leave out -m and --cfg")
-    typed = schema.flat(plain(OmegaConf.from_dotlist(arguments.overrides)))
-    folder = Path(str(typed.pop("rerun"))).expanduser().resolve()
+    words = [o.removeprefix("rerun=") for o in arguments.overrides if o.startswith("rerun=")]
+    if not words[-1]:
+        raise UserError("rerun=: say which run, rerun=RUN_FOLDER")
+    folder = Path(words[-1]).expanduser().resolve()
+    others = [o for o in arguments.overrides if not o.startswith("rerun=")]
+    parsed = OverridesParser.create().parse_overrides(others)
+    if any(override.is_sweep_override() for override in parsed):
+        raise UserError("rerun= repeats one run: give each key one value")
+    typed = schema.flat({override.get_key_element(): override.value() for override in parsed})
     then = rerun.finished(folder)
     typed = {"name": rerun.new_folder(folder).name, **typed}
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
@@ -191,7 +198,9 @@ def tell_failure(error: Exception, folder: Path, before: dict[Path, int], number
         reason = f"{type(error).__name__}: {one_line(error)}"
         text = f"{reason}\n\n{''.join(traceback.format_exception(error))}"
     began = not before or results_written(folder) != before
-    if began and cells.read(folder).state not in ("finished", "running"):
+    unfinished = cells.read(folder).state not in ("finished", "running")
+    # The folder is of this run, and what it holds, if anything, is not what was asked for.
+    if isinstance(error, DataChanged) or (began and unfinished):
         runfolder.write_text(folder / "error.txt", f"{text}\n")
     print(f"metarun: job {number}: {reason}", file=sys.stderr)
 
@@ -344,15 +353,20 @@ def run_sweep(arguments: argparse.Namespace, values: list[list[str]]) -> None:
     from metarun.tables.live import Watch
 
     table, failure = arguments.table, None
-    runs: list[dict[str, Any]] = []
+    wanted: list[dict[str, Any]] = []
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        if table:
+            every, wanted = runs_of(table, values, arguments.config_dir)
+            spelled = f"hydra.sweep.dir={folder_of(table, every)}"
+            if not any(o.startswith("hydra.sweep.dir=") for o in arguments.overrides):
+                sys.argv.append(spelled)
+                values = [*values, [spelled]]
         first = composed([each[0] for each in values], arguments.config_dir)
         HydraConfig.instance().set_config(first)
         folder, name = Path(first.hydra.sweep.dir), first.name
         if table:
-            runs = runs_of(table, values, arguments.config_dir)
-            record(table, runs)
-    with Watch(folder, math.prod(map(len, values)), {folder / run["folder"] for run in runs}):
+            record(table, folder, wanted)
+    with Watch(folder, math.prod(map(len, values)), {folder / run["folder"] for run in wanted}):
         try:
             job()
         except KeyboardInterrupt as stopped:
@@ -370,8 +384,13 @@ def run_sweep(arguments: argparse.Namespace, values: list[list[str]]) -> None:
         raise failure
 
 
-def runs_of(table: Asked, values: list[list[str]], config_dir: str | None) -> list[dict[str, Any]]:
-    """The runs that make the cells of the table. Raises UserError for a sweep over other keys."""
+def runs_of(
+    table: Asked, values: list[list[str]], config_dir: str | None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The runs of all the table's cells, and those of them that are asked for.
+
+    Raises UserError for a sweep over other keys, or an experiment that is not in the table.
+    """
     swept: dict[str, list[str]] = {}
     for each in values:
         key = each[0].partition("=")[0]
@@ -392,7 +411,8 @@ def runs_of(table: Asked, values: list[list[str]], config_dir: str | None) -> li
             del config["hydra"]
         return plain(config), choices
 
-    return table.runs(compose, swept["experiment"], list(map(int, swept["seed"])))
+    every = table.runs(compose, list(map(int, swept["seed"])))
+    return every, [run for run in every if run["experiment"] in swept["experiment"]]
 
 
 def mixture_spelled_out(override: str, folders: list[Path]) -> list[str]:

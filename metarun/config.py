@@ -27,6 +27,7 @@ UNSEEN = [
     *("name", "resume", "seeds", "plugins", "tracker", "data.root", "data.file"),
     "train.log_every",
     *("device.name", "device.graph", "sampler.chunk", "algo.checkpoint_steps"),
+    *("eval.tasks", "eval.sampler.tasks"),
 ]
 
 CHOICES = {

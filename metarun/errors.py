@@ -13,5 +13,9 @@ class InUse(UserError):
     """Another process has the run's folder; under resume=auto a sweep leaves the run to it."""
 
 
+class DataChanged(UserError):
+    """The data is not what it was when the run in the folder was started."""
+
+
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop, by Ctrl-C or SIGTERM; a sweep it is part of stops with it."""

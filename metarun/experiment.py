@@ -156,9 +156,18 @@ def prepare(config: DictConfig, name: str) -> str:
 
 
 def is_done(earlier: dict[str, Any], config: DictConfig) -> bool:
-    """Whether the earlier run has done all that is asked for now."""
+    """Whether the earlier run has done all that is asked for now.
+
+    Raises DataChanged when it has done so on other data.
+    """
     asked, done = plain(config), earlier["config"]
-    return earlier["status"] == "finished" and not differences(asked, done, except_for=UNSEEN)
+    if earlier["status"] != "finished" or differences(asked, done, except_for=UNSEEN):
+        return False
+    refuse_foreign_targets(config, "data")
+    with ranks.agreed():
+        data = build(config, "data")
+        checkpoint.refuse_changed_data(earlier["data"]["checksum"], data.checksum)
+    return True
 
 
 def saved_state(config: DictConfig, folder: Path, going_on: bool) -> dict[str, Any] | None:

@@ -31,8 +31,8 @@ def finished(folder: Path) -> dict[str, Any]:
     """What results.json says of the run; UserError unless it finished there, with a test."""
     try:
         then = runfolder.results(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"rerun={folder}: its results.json cannot be read: {error}") from None
+    except OSError as error:
+        raise UserError(f"rerun={folder}: it cannot be read: {error}") from None
     if then is None:
         raise UserError(f"rerun={folder}: there is no results.json, a run's folder is needed")
     if then["status"] != "finished":
@@ -125,7 +125,8 @@ def changes(
 def same(a: Any, b: Any) -> bool:
     """Whether two values are equal; numbers but for rounding."""
     if isinstance(a, float) and isinstance(b, int | float):
-        return math.isclose(a, b, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+        close = math.isclose(a, b, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+        return close or (math.isnan(a) and math.isnan(b))
     return bool(a == b)
 
 

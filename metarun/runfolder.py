@@ -58,11 +58,16 @@ def remove_empty(folder: Path) -> None:
 
 
 def results(folder: Path) -> dict[str, Any] | None:
-    """What results.json says of the run in this folder; None if no run has started here."""
+    """What results.json says of the run in this folder; None if no run has started here.
+
+    Raises UserError for a damaged one.
+    """
     try:
         return read_json(folder / "results.json")
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise UserError(f"{folder / 'results.json'} cannot be read: {error}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

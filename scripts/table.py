@@ -5,10 +5,11 @@ it stands; of other folders all finished runs become one table of methods and ta
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
+from typing import Any
 
+from metarun import runfolder
 from metarun.errors import UserError
 from metarun.tables import methods, render
 
@@ -23,17 +24,27 @@ def main() -> None:
         print(render.write(folder))
     found = [path for folder in folders for path in sorted(folder.rglob("results.json"))]
     others = [path for path in found if not any(path.is_relative_to(paper) for paper in papers)]
-    runs = [json.loads(path.read_text()) for path in others]
+    runs = [run for path in others if (run := read(path.parent))]
     finished = [run for run in runs if run["status"] == "finished"]
-    if finished:
+    tested = [run for run in finished if "test" in run]  # mode=embed has none
+    if tested:
         try:
-            print(methods.table(finished))
+            print(methods.table(tested))
         except UserError as error:
             sys.exit(str(error))
     elif not papers:
-        sys.exit("no finished run there")
+        sys.exit("no finished run with a test there")
     if len(finished) < len(runs):
         print(f"\n{len(runs) - len(finished)} runs are not finished.", file=sys.stderr)
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """What results.json says of the run in the folder; None, which is told, for a damaged one."""
+    try:
+        return runfolder.results(folder)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return None
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import random
 import resource
 import shlex
+import shutil
 import signal
 import statistics
 import sys
@@ -164,6 +165,19 @@ def test_nothing_is_overwritten(metarun):
     assert "outputs/b holds other files" in metarun.error(*again)
 
 
+def test_a_finished_run_on_other_data_is_not_done(metarun, pictures):
+    """Its results are not those of the data that is asked for."""
+    metarun.run("name=a")
+    others = metarun.folder / "others"
+    shutil.copytree(pictures, others)
+    shutil.rmtree(others / "test/test00")
+    again = [*metarun.data, *QUICK, "hydra.run.dir=outputs/a", "name=a", "resume=auto"]
+    before = metarun.results("a")
+    assert "the data has changed" in metarun.error(*again, f"data.root={others}")
+    metarun.main(*again)
+    assert metarun.results("a") == before
+
+
 def test_trained_longer(metarun):
     """A finished run goes on when more steps are asked for, as if it had been asked at once."""
     metarun.run("name=a", "train.steps=8")
@@ -179,7 +193,7 @@ def test_more_test_episodes(metarun):
     metarun.run("name=a")
     before = weights(metarun, "a")
     trained = metarun.results("a")["train"]
-    results = metarun.run("name=a", "eval.episodes=12", "resume=auto")
+    results = metarun.run("name=a", "eval.episodes=12", "eval.tasks=3", "resume=auto")
     assert results["test"]["episodes"] == 12
     assert results["train"] == trained
     assert same(weights(metarun, "a"), before)

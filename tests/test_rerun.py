@@ -1,11 +1,13 @@
 """A run once more: equal when nothing changed, and what changed when it is not."""
 
 import json
+import math
 import shutil
 
 import pytest
 import torch
 
+from metarun import rerun
 from tests.conftest import QUICK
 
 
@@ -134,6 +136,11 @@ def test_a_key_that_the_run_did_not_know(metarun, run):
         ("rerun=outputs/a name=a", "outputs/a already holds a run (finished): choose another name"),
         ("rerun=outputs/a name=b/c", "name=b/c: not a folder's name"),
         ("rerun=outputs/a -m", "leave out -m"),
+        ("rerun=", "say which run, rerun=RUN_FOLDER"),
+        ("rerun=[x", "[x: there is no results.json"),
+        ("rerun=a:b,c=d", "a:b,c=d: there is no results.json"),
+        ("rerun=outputs/a name=[x", "name=[x: cannot be read: write key=value"),
+        ("rerun=outputs/a name=b,c", "give each key one value"),
         ("rerun=outputs/a tracker.mode=of", "tracker.mode=of: choose one of"),
     ],
 )
@@ -167,4 +174,12 @@ def test_a_folder_that_was_copied(metarun, run):
     assert again(metarun, "rerun=.") == 0
     assert (metarun.folder / "elsewhere-rerun1" / "results.json").exists()
     (metarun.folder / "elsewhere" / "results.json").write_text("{")
-    assert "its results.json cannot be read" in metarun.error("rerun=.")
+    assert "elsewhere/results.json cannot be read" in metarun.error("rerun=.")
+
+
+def test_the_same_number_twice():
+    """Whatever rounding does, and if it is none."""
+    assert rerun.same(1.0, 1.0 + 1e-7)
+    assert not rerun.same(1.0, 1.001)
+    assert rerun.same(math.nan, math.nan)
+    assert not rerun.same(math.nan, 0.5)

@@ -1,6 +1,7 @@
 """metarun table=NAME, and what any sweep leaves."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -70,7 +71,7 @@ def test_cells_are_run_once_and_rendered(table, capsys):
     assert "On the same test episodes" in out
     pair = json.loads((table.folder / "outputs/table/nobody/table.json").read_text())["pairs"]
     assert [(p["first"], p["second"]) for p in pair] == [("nobody/near", "nobody/far")]
-    table.main(*table.table, "eval.tasks=4", "train.log_every=2", "name=again")
+    table.main(*table.table, "eval.tasks=3", "train.log_every=2", "name=again")
     assert folders(table) == first
     table.main(*table.table, "seed=2", "experiment=nobody/far")
     assert len(folders(table)) == 5
@@ -88,6 +89,19 @@ def test_other_conditions_are_another_table(table):
     for row in rows(table, folder.name).values():
         assert row["conditions"] == ["train.steps=2"]
         assert row["verdict"] is None
+
+
+def test_the_experiments_own_values_and_the_precision_are_no_other_conditions(table):
+    """A table in bf16 takes no other's place all the same, says what it is in, and is judged."""
+    near = [*table.table, "seed=0", "experiment=nobody/near"]
+    table.main(*near, "train.steps=4")
+    table.main(*near, "device.precision=bf16")
+    made = {path.name: path for path in (table.folder / "outputs/table").iterdir()}
+    assert set(made) == {"nobody", "nobody-bf16"}
+    for name, title in (("nobody", "Two distances"), ("nobody-bf16", "Two distances, in bf16")):
+        assert (made[name] / "table.md").read_text().startswith(f"## {title}\n")
+        assert rows(table, name)["nobody/near"]["verdict"] is not None
+        assert len(list(made[name].rglob("results.json"))) == 1
 
 
 def test_a_failing_cell_is_told_and_the_others_go_on(table, capsys):
@@ -160,6 +174,27 @@ def test_a_cell_that_another_process_runs_is_left_to_it(table, capsys):
     assert rows(table)["nobody/far"]["states"] == {"0": "finished"}
 
 
+def test_a_cell_done_on_other_data_is_not_done(table, pictures, capsys):
+    """It fails, with the reason, until its own data is there again; nothing of it is lost."""
+    again = [*table.table, "seed=0", "experiment=nobody/near"]
+    table.main(*again)
+    first, own = folders(table), rows(table)["nobody/near"]
+    others = table.folder / "others"
+    shutil.copytree(pictures, others)
+    shutil.rmtree(others / "test/test00")
+    with pytest.raises(SystemExit) as leaving:
+        table.main(*again, f"data.root={others}")
+    assert leaving.value.code == 1
+    assert "job 0: resume=auto: the data has changed" in capsys.readouterr().err
+    found = rows(table)["nobody/near"]
+    assert found["states"] == {"0": "failed"}
+    assert found["errors"]["0"].startswith("resume=auto: the data has changed")
+    assert "ours" not in found
+    table.main(*again)
+    assert rows(table)["nobody/near"] == own
+    assert folders(table) == first
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
@@ -175,6 +210,28 @@ def test_a_cell_that_another_process_runs_is_left_to_it(table, capsys):
 )
 def test_refused(table, typed, said):
     assert said in table.error(*table.table[:2], *typed.split())
+    assert [path.name for path in table.folder.iterdir()] == ["conf"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("seeds: [0, 1]\n", ""), "nobody.yaml: table.seeds: it cannot be left out"),
+        (("seeds: [0, 1]", "seeds: 3"), "table.seeds=3: a list is needed"),
+        (("seeds: [0, 1]", "seeds: []"), "table.seeds=[]: a list is needed"),
+        (("seeds: [0, 1]", "seeds: [a]"), "table.seeds=[a]: whole numbers are needed"),
+        (("metric: accuracy", "metric: acc"), "table.metric=acc: choose one of accuracy, mse"),
+        ((" paper: 50.0,", ""), "table.cells.paper: it cannot be left out"),
+        ((" paper: 50.0,", " paper: high,"), "table.cells.paper=high: a number or null is needed"),
+        ((" paper: 50.0,", " pepper: 1, paper: 50.0,"), "pepper: there is no such key, did you me"),
+        (("cells:\n", "cells:\n  - 3\n"), "table.cells: a group of keys is needed, experiment, "),
+        (("title: Two", "title: [Two"), "nobody.yaml: it cannot be read: while parsing"),
+        ((TABLE, "- 1"), "table: a group of keys is needed, title, source"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(table, change, said):
+    (table.folder / "conf/table/nobody.yaml").write_text(TABLE.replace(*change))
+    assert said in table.error(*table.table)
     assert [path.name for path in table.folder.iterdir()] == ["conf"]
 
 

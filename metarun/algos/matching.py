@@ -19,24 +19,50 @@ from metarun.episodes import Episodes
 from metarun.errors import UserError
 from metarun.functional.embedding import at_least_float32, embed_task, out_dim
 from metarun.functional.objective import class_loss, measured
-from metarun.functional.prototypes import cosine_distances, memberships
+from metarun.functional.prototypes import cosine_distances, memberships, squared_distances
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """Cosines of the angles: [T, N, D], [T, M, D] -> [T, N, M]."""
+    return 1 - cosine_distances(a, b)
+
+
+def nearness(a: Tensor, b: Tensor) -> Tensor:
+    """Minus the squared Euclidean distances: [T, N, D], [T, M, D] -> [T, N, M]."""
+    return -squared_distances(a, b)
+
+
+SIMILARITIES = {"cosine": cosines, "euclidean": nearness}
 
 
 class MatchingNet(nn.Module):
-    """Softmax attention by cosine similarity, in the space of `backbone`.
+    """Softmax attention by similarity, in the space of `backbone`.
+
+    `distance` is the paper's cosine distance, or the squared Euclidean distance that Snell et al.
+    (2017, Table 5) compare it with.
 
     With `fce`, full context embeddings (sec. 2.1.2): each support example is embedded in the light
     of the others, and each query in that of the support set, in `processing_steps` steps of
-    attention. The cosines are divided by `temperature`, which is 1 in the paper.
+    attention. The similarities are divided by `temperature`, which is 1 in the paper.
     """
 
     features_suffice = True
 
-    def __init__(self, backbone: nn.Module, fce: bool, processing_steps: int, temperature: float):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        fce: bool,
+        processing_steps: int,
+        temperature: float,
+        distance: str = "cosine",
+    ):
         super().__init__()
+        if distance not in SIMILARITIES:
+            raise UserError(f"algo.distance={distance}: choose one of {', '.join(SIMILARITIES)}")
         if temperature <= 0:
             raise UserError(f"algo.temperature={temperature}: it must be above 0")
         self.backbone, self.temperature = backbone, temperature
+        self.similarities = SIMILARITIES[distance]
         self.context = FullContext(out_dim(backbone), processing_steps) if fce else None
 
     def predict(self, episodes: Episodes) -> Tensor:
@@ -47,8 +73,8 @@ class MatchingNet(nn.Module):
             g, f = (at_least_float32(z).flatten(2) for z in (support_z, query_z))  # maps, too
             if self.context is not None:
                 g, f = self.context(g, f, episodes.real_support)
-            cosines = 1 - cosine_distances(f, g)
-            attention = unless_padding(cosines / self.temperature, episodes.real_support)
+            similarities = self.similarities(f, g) / self.temperature
+            attention = unless_padding(similarities, episodes.real_support)
             log_attention = attention.log_softmax(dim=-1)  # [T, Q, S]
             # Eq. 1 sums each class's attention; summing exponentials of logarithms never meets 0.
             others = ~memberships(episodes.support_y, episodes.way)[:, None]  # [T, 1, S, way]

@@ -1,20 +1,27 @@
 """What `table=NAME` stands for: a sweep over the table's experiments and seeds."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from metarun import runfolder
-from metarun.config import UNSEEN, differences
+from metarun.config import UNSEEN, differences, nearest, shown
 from metarun.errors import UserError
 from metarun.tables.cells import run_name
 
 # What changes how a run computes, and not what: no departure from a paper's conditions.
-HOW = [*UNSEEN, "device", "eval.tasks", "eval.sampler.tasks", "seed"]
+HOW = [*UNSEEN, "device", "seed"]
+# What a table and each of its cells must say.
+TEXT, LIST, NUMBER = (str, "a text"), (list, "a list"), (int | float | None, "a number or null")
+TABLE = {"title": TEXT, "source": TEXT, "data": TEXT, "metric": TEXT, "seeds": LIST, "cells": LIST}
+CELL = {"experiment": TEXT, "paper": NUMBER, "ci95": NUMBER, "read_in": TEXT}
 # A run's config and what its groups are chosen to be, of some overrides.
 Compose = Callable[[list[str]], tuple[dict[str, Any], dict[str, Any]]]
 
@@ -24,18 +31,17 @@ class Asked(NamedTuple):
 
     name: str
     definition: dict[str, Any]  # the content of conf/table/NAME.yaml
-    conditions: list[str]  # overrides that the runs of all cells get, sorted
-    overrides: list[str]  # the sweep, spelled out
-    folder: Path
+    overrides: list[str]  # the sweep, spelled out, but for its folder
 
-    def runs(self, compose: Compose, experiments: list[str], seeds: list[int]) -> list[dict]:
-        """Each run: its experiment and seed, its folder, and how it departs from the experiment.
+    def runs(self, compose: Compose, seeds: list[int]) -> list[dict[str, Any]]:
+        """The runs of all cells: each one's experiment, seed and precision, its folder in the
+        table's, and how it departs from the experiment.
 
         Raises UserError for several seeds at once, which would not be runs of the table.
         """
         common = [o for o in self.overrides if not o.startswith(("experiment=", "seed=", "hydra"))]
         found = []
-        for experiment in experiments:
+        for experiment in dict.fromkeys(cell["experiment"] for cell in self.definition["cells"]):
             committed, _ = compose([f"experiment={experiment}"])
             config, choices = compose([*common, f"experiment={experiment}"])
             if config["seeds"] != 1:
@@ -43,18 +49,52 @@ class Asked(NamedTuple):
                     f"seeds={config['seeds']}: a table has seeds of its own, "
                     "and seed=0,1,2 chooses among them"
                 )
-            departures = differences(committed, config, except_for=HOW)
+            shared = {
+                "experiment": experiment,
+                "precision": config["device"]["precision"],
+                "departures": differences(committed, config, except_for=HOW),
+            }
             for seed in seeds:
-                folder = self.folder / run_name({**config, "seed": seed}, choices, UNSEEN)
-                found.append(
-                    {
-                        "experiment": experiment,
-                        "seed": seed,
-                        "folder": str(folder.relative_to(self.folder)),
-                        "departures": departures,
-                    }
-                )
+                folder = run_name({**config, "seed": seed}, choices, UNSEEN)
+                found.append({**shared, "seed": seed, "folder": folder})
         return found
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The table in the file at `path`. Raises UserError if it is none."""
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: it cannot be read: {' '.join(str(error).split())}") from None
+    try:
+        check("table", content, TABLE, optional=("notes",))
+        for cell in content["cells"]:
+            check("table.cells", cell, CELL, optional=("label", "measure"))
+        if content["metric"] not in ("accuracy", "mse"):
+            raise UserError(f"table.metric={content['metric']}: choose one of accuracy, mse")
+        if not all(isinstance(seed, int) for seed in content["seeds"]):
+            raise UserError(f"table.seeds={shown(content['seeds'])}: whole numbers are needed")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return content
+
+
+def check(
+    name: str, content: Any, needed: dict[str, tuple[Any, str]], optional: tuple[str, ...]
+) -> None:
+    """Raise UserError unless `content` has the needed keys, of the kinds told, and no others but
+    the optional ones."""
+    if not isinstance(content, dict):
+        raise UserError(f"{name}: a group of keys is needed, {', '.join(needed)}")
+    for key in content:
+        if key not in (*needed, *optional):
+            raise UserError(f"{name}.{key}: there is no such key{nearest(key, needed)}")
+    for key, (kind, words) in needed.items():
+        if key not in content:
+            raise UserError(f"{name}.{key}: it cannot be left out")
+        value = content[key]
+        if not isinstance(value, kind) or value == []:
+            raise UserError(f"{name}.{key}={shown(value)}: {words} is needed")
 
 
 def asked(name: str, path: Path, overrides: list[str]) -> Asked:
@@ -62,56 +102,41 @@ def asked(name: str, path: Path, overrides: list[str]) -> Asked:
 
     Raises UserError for one that does not go with a table.
     """
-    definition: Any = OmegaConf.to_container(OmegaConf.load(path))
+    definition = read(path)
     typed = dict(override.split("=", 1) for override in overrides if "=" in override)
     if typed.get("mode", "train") != "train":
         raise UserError(f"mode={typed['mode']}: table= trains and tests: leave mode= out")
     if "hydra.sweep.subdir" in typed:
         raise UserError("hydra.sweep.subdir: table= names its runs' folders itself: leave it out")
-    conditions = sorted(o for o in overrides if is_condition(o.lstrip("+~").partition("=")[0]))
     swept = {
         "experiment": ",".join(dict.fromkeys(cell["experiment"] for cell in definition["cells"])),
         "seed": ",".join(map(str, definition["seeds"])),
         "resume": "auto",
-        # A table under other conditions is another table: neither takes the other's place.
-        "hydra.sweep.dir": f"outputs/table/{name}{digits(conditions)}",
         "hydra.sweep.subdir": "${run_name:table}",
     }
     spelled = [f"{key}={value}" for key, value in swept.items() if key not in typed]
-    folder = Path(typed.get("hydra.sweep.dir", swept["hydra.sweep.dir"]))
-    return Asked(name, definition, conditions, [*overrides, *spelled], folder)
+    return Asked(name, definition, [*overrides, *spelled])
 
 
-def is_condition(key: str) -> bool:
-    """Whether the override of this key may change what comes out of every cell."""
-    if key in ("experiment", "seed", "device", "eval.tasks") or key.startswith("hydra"):
-        return False
-    return not f"{key}.".startswith(tuple(f"{unseen}." for unseen in UNSEEN))
+def folder_of(asked: Asked, runs: list[dict[str, Any]]) -> str:
+    """The folder of the table with these runs: tables that depart from the experiments otherwise,
+    or are computed in another precision, do not take each other's place."""
+    departures = {run["experiment"]: run["departures"] for run in runs}
+    digits = hashlib.sha256(json.dumps(departures, sort_keys=True).encode()).hexdigest()[:8]
+    told = [digits] if any(departures.values()) else []
+    told += sorted({run["precision"] for run in runs} - {"fp32"})
+    return "-".join([f"outputs/table/{asked.name}", *told])
 
 
-def digits(conditions: list[str]) -> str:
-    """What tells these conditions from others in a folder's name; nothing for none."""
-    if not conditions:
-        return ""
-    return "-" + hashlib.sha256("\n".join(conditions).encode()).hexdigest()[:8]
-
-
-def record(asked: Asked, runs: list[dict]) -> None:
+def record(asked: Asked, folder: Path, runs: list[dict[str, Any]]) -> None:
     """Keep in the table's folder, as table_of.json, what it is a table of.
 
     Runs asked for earlier stay, unless one of the same experiment and seed is asked for now.
     """
-    path = asked.folder / "table_of.json"
-    asked.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(asked.folder / ".lock"):
+    path = folder / "table_of.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
         earlier = runfolder.read_json(path) if path.exists() else {"runs": []}
         kept = {(run["experiment"], run["seed"]): run for run in [*earlier["runs"], *runs]}
-        runfolder.write_json(
-            path,
-            {
-                "name": asked.name,
-                **asked.definition,
-                "conditions": asked.conditions,
-                "runs": list(kept.values()),
-            },
-        )
+        content = {"name": asked.name, **asked.definition, "runs": list(kept.values())}
+        runfolder.write_json(path, content)

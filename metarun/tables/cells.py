@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 import metarun
 from metarun import runfolder
 from metarun.config import flat
+from metarun.errors import UserError
 
 # What the name of a run's folder does not tell in a sweep, which may compare even incidental keys.
 UNNAMED = ["name", "resume", "plugins", "tracker"]
@@ -54,7 +55,10 @@ class Run(NamedTuple):
 
 def read(folder: Path) -> Run:
     """The run in `folder`, whatever has become of it."""
-    results, error = runfolder.results(folder), runfolder.error(folder)
+    try:
+        results, error = runfolder.results(folder), runfolder.error(folder)
+    except UserError as damaged:
+        return Run(folder, "failed", {}, str(damaged))
     if results is None:
         if error:
             return Run(folder, "failed", {}, error)
@@ -62,7 +66,7 @@ def read(folder: Path) -> Run:
     state = results["status"]
     if state != "finished" and in_use(folder):
         return Run(folder, "running", results, "")
-    if error and state != "finished":
+    if error:  # of the last attempt, even if an earlier one finished, on other data
         return Run(folder, "failed", results, error)
     state = "interrupted" if state == "running" else state  # killed: it could not say so
     return Run(folder, state, results, str(results.get("error", "")))

@@ -1,5 +1,6 @@
 """What the runs of one config and several seeds say together, and against the runs of another."""
 
+import re
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ class Figure(NamedTuple):
     little to tell.
     """
 
+    name: str  # of the test's measure
+    values: dict[str, float]  # by the run's folder
     mean: float
     over_seeds: float
     closed: float  # over episodes, drawn from the same examples: what papers report
@@ -30,15 +33,17 @@ def figure(runs: list[Run], measure: str | None = None) -> Figure:
     """The test's figure of these runs, or another `measure` of the test. They have one data set."""
     name = measure or runs[0].results["test"]["metric"]
     scale = 1 if name.startswith("mse") else 100
-    values = [scale * value(run, measure) for run in runs]
+    values = {str(run.folder): scale * value(run, measure) for run in runs}
     tests = [run.results["test"] for run in runs]
     each = [scale * np.array(run.episodes(measure)) for run in runs]
     alike = len({test["episodes_sha256"] for test in tests}) == 1
     episodes = np.mean(each, axis=0) if alike else np.empty(0)
     disjoint = min((test.get("disjoint_episodes") or 0 for test in tests), default=0) or None
     return Figure(
-        float(np.mean(values)),
-        statistics.over_seeds(values),
+        name,
+        values,
+        float(np.mean(list(values.values()))),
+        statistics.over_seeds(list(values.values())),
         statistics.closed(episodes),
         statistics.open_(episodes, disjoint),
         statistics.spread(episodes),
@@ -56,14 +61,15 @@ def value(run: Run, measure: str | None) -> float:
 
 
 def pairs(figures: dict[str, Figure]) -> list[dict[str, Any]]:
-    """The difference of every two figures on the same episodes, episode by episode.
+    """The difference of every two figures of one kind on the same episodes, episode by episode.
 
     Its interval is much narrower than the two figures' own, since what makes an episode hard is
-    hard for both; over seeds they are independent.
+    hard for both.
     """
     found = []
     for (first, a), (second, b) in combinations(figures.items(), 2):
-        if not a.sha256 or a.sha256 != b.sha256 or not len(a.episodes):
+        alike = a.sha256 == b.sha256 and kind(a.name) == kind(b.name)
+        if not alike or not a.sha256 or not len(a.episodes):
             continue
         difference = a.episodes - b.episodes
         found.append(
@@ -73,12 +79,22 @@ def pairs(figures: dict[str, Figure]) -> list[dict[str, Any]]:
                 "difference": float(difference.mean()),
                 "closed": statistics.closed(difference),
                 "open": statistics.open_(difference, a.disjoint),
-                "over_seeds": unless_unknown(a.over_seeds, b.over_seeds),
+                "over_seeds": between_trainings(a, b),
             }
         )
     return found
 
 
-def unless_unknown(first: float, second: float) -> float:
-    """The half-width of a difference over seeds; nan unless both have several."""
-    return float(np.hypot(first, second))
+def kind(name: str) -> str:
+    """What the measure is of: mse for mse_after_5, accuracy for accuracy_presentation_2."""
+    return re.sub(r"_(after|presentation)_\d+$", "", name)
+
+
+def between_trainings(a: Figure, b: Figure) -> float:
+    """The half-width of their difference for other trainings; nan unless both have several.
+
+    Two figures of the same runs are compared run by run, and those of others are independent.
+    """
+    if a.values.keys() == b.values.keys():
+        return statistics.over_seeds([a.values[run] - b.values[run] for run in a.values])
+    return float(np.hypot(a.over_seeds, b.over_seeds))

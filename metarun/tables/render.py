@@ -9,6 +9,7 @@ from typing import Any
 from filelock import FileLock
 
 from metarun import runfolder
+from metarun.config import nearest
 from metarun.tables import statistics
 from metarun.tables.cells import Run, read
 from metarun.tables.figures import Figure, figure, pairs
@@ -49,6 +50,7 @@ def write(folder: Path) -> str:
             folder / "table.json",
             {
                 **{k: v for k, v in about.items() if k not in ("cells", "runs")},
+                "conditions": departing(rows),
                 "rows": rows,
                 "pairs": differences,
             },
@@ -67,12 +69,19 @@ def read_rows(about: dict[str, Any], folder: Path) -> tuple[list[Row], dict[str,
         row = row_of(cell, runs, departures)
         finished = [run for run in runs.values() if run.state == "finished"]
         measure = cell.get("measure")
-        if finished and (not measure or measure in finished[0].results["test"]["measures"]):
+        row["missing"] = missing(finished, measure) if finished and measure else ""
+        if finished and not row["missing"]:
             found = figure(finished, measure)
             figures[row["cell"]] = found
             row |= ours(found, cell, about["metric"], comparable=not departures)
         rows.append(row)
     return rows, figures
+
+
+def missing(finished: list[Run], measure: str) -> str:
+    """Why the measure has no figure though runs are finished; "" if it has one."""
+    had = set.intersection(*(set(run.results["test"]["measures"]) for run in finished))
+    return "" if measure in had else f"its test has no measure {measure}{nearest(measure, had)}"
 
 
 def row_of(cell: dict[str, Any], runs: dict[int, Run], departures: list[str]) -> Row:
@@ -143,7 +152,7 @@ def backbone(results: dict[str, Any]) -> str:
 def markdown(about: dict[str, Any], rows: list[Row], differences: list[dict[str, Any]]) -> str:
     """The table with its title, its conditions and its notes."""
     finished = [row for row in rows if "ours" in row]
-    lines = [f"## {title(about)}", "", f"{about['source']}. {about['data']}.", ""]
+    lines = [f"## {title(about, rows)}", "", f"{about['source']}. {about['data']}.", ""]
     lines += [*lined([numbers(row) for row in rows]), ""]
     marks = [text for key, text in FOOTNOTES.items() if any(r["read_in"] == key for r in rows)]
     judged = [VERDICTS] if any(row.get("verdict") for row in rows) else []
@@ -152,6 +161,7 @@ def markdown(about: dict[str, Any], rows: list[Row], differences: list[dict[str,
         lines += [*lined([conditions(row) for row in finished]), ""]
     for row in rows:
         lines += [f"* {row['cell']}, seed {s}: failed: {why}" for s, why in row["errors"].items()]
+    lines += [f"* {row['cell']}: {row['missing']}" for row in rows if row["missing"]]
     lines += [f"* {told}" for told in mixed_data(rows)]
     lines += [f"* {' '.join(note.split())}" for note in about.get("notes") or []]
     if differences:
@@ -189,13 +199,22 @@ def lined(rows: list[dict[str, str]]) -> list[str]:
     ]
 
 
-def title(about: dict[str, Any]) -> str:
-    """The table's, with the conditions if they are not the paper's."""
-    if about["conditions"]:
-        return (
-            f"{about['title']}, NOT under the paper's conditions: {' '.join(about['conditions'])}"
-        )
-    return about["title"]
+def departing(rows: list[Row]) -> list[str]:
+    """How any of the cells that are asked for departs from the paper's conditions."""
+    return sorted({departure for row in rows for departure in row["conditions"]})
+
+
+def title(about: dict[str, Any], rows: list[Row]) -> str:
+    """The table's, with the conditions if they are not the paper's, and the precision, which papers
+    do not tell."""
+    text = about["title"]
+    precisions = sorted({run.get("precision", "fp32") for run in about["runs"]})
+    if precisions != ["fp32"]:
+        text += f", in {' and '.join(precisions)}"
+    if told := departing(rows):
+        some = any(row["states"] and not row["conditions"] for row in rows)
+        text += f", {'in part ' if some else ''}NOT under the paper's conditions: {' '.join(told)}"
+    return text
 
 
 def numbers(row: Row) -> dict[str, str]:
@@ -301,9 +320,9 @@ def flat(row: Row) -> Row:
 def latex(about: dict[str, Any], rows: list[Row]) -> str:
     """A tabular with the numbers: \\input it where a table is to stand."""
     table = [numbers(row) for row in rows]
-    head = [name for name in table[0] if name != "verdict" or not about["conditions"]]
+    head = [name for name in table[0] if name != "verdict" or not departing(rows)]
     lines = [
-        f"% {title(about)}; {about['source']}",
+        f"% {title(about, rows)}; {about['source']}",
         r"\begin{tabular}{l" + "r" * (len(head) - 1) + "}",
         r"\hline",
         " & ".join(map(escaped, head)) + r" \\",
@@ -312,9 +331,8 @@ def latex(about: dict[str, Any], rows: list[Row]) -> str:
         r"\hline",
         r"\end{tabular}",
     ]
-    if about["conditions"]:
-        told = f"Not under the paper's conditions: {' '.join(about['conditions'])}"
-        lines.append(rf"\par {escaped(told)}")
+    if told := " ".join(departing(rows)):
+        lines.append(rf"\par Not under the paper's conditions: {escaped(told)}")
     return "\n".join(lines) + "\n"
 
 
@@ -344,7 +362,7 @@ def picture(about: dict[str, Any], rows: list[Row], path: Path) -> None:
     axes.set_yticks(range(len(rows)), [row["cell"] for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel("mean squared error" if about["metric"] == "mse" else "accuracy in %")
-    axes.set_title(title(about), fontsize=9, wrap=True)
+    axes.set_title(title(about, rows), fontsize=9, wrap=True)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if handles:
         axes.legend(handles.values(), handles.keys(), frameon=False, fontsize=8)

@@ -153,14 +153,14 @@ def test_scores_worked_by_hand():
     assert scores == pytest.approx([math.e / (math.e + 2), 2 / (math.e + 2)])
 
 
-def test_with_one_shot_it_is_a_prototypical_network_of_cosine_distances():
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_with_one_shot_it_is_a_prototypical_network(distance):
     """Snell et al. 2017, sec. 2.7: one example is its class's mean."""
     episodes = some_episodes(shot=1)
-    prototypical = ProtoNet(nn.Identity(), distance="cosine", temperature=0.5)
+    prototypical = ProtoNet(nn.Identity(), distance=distance, temperature=0.5)
     wanted = prototypical.predict(episodes).log_softmax(dim=-1)
-    torch.testing.assert_close(
-        matching(temperature=0.5).predict(episodes), wanted, rtol=1e-6, atol=0
-    )
+    scores = MatchingNet(Same(), False, 1, temperature=0.5, distance=distance).predict(episodes)
+    torch.testing.assert_close(scores, wanted, rtol=1e-6, atol=0)
 
 
 def test_a_class_without_attention_has_a_finite_score():
@@ -315,3 +315,15 @@ def test_a_run(metarun):
     results = metarun.run("algo=matching", "algo.fce=true", "eval.way=4", "eval.shot=2", "name=x")
     assert results["status"] == "finished"
     assert results["test"]["way"] == 4
+
+
+def test_euclidean_attention_worked_by_hand():
+    """Squared distances of (0, 1) to the support are 1, 1 and 5."""
+    support_x = torch.tensor([[[0, 0], [0, 2], [2, 2]]], dtype=torch.float64)
+    query_x = torch.tensor([[[0, 1]]], dtype=torch.float64)
+    labels = torch.tensor([[0, 0, 1]]), torch.tensor([[0]])
+    episodes = Episodes(support_x, labels[0], query_x, labels[1], way=2)
+    algorithm = MatchingNet(nn.Identity(), False, 1, temperature=1.0, distance="euclidean")
+    near, far = math.exp(-1), math.exp(-5)
+    expected = [2 * near / (2 * near + far), far / (2 * near + far)]
+    assert algorithm.predict(episodes).exp()[0, 0].tolist() == pytest.approx(expected)

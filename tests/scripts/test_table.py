@@ -88,6 +88,17 @@ def test_what_is_not_finished_is_left_out(table):
     assert len(lines) == 3
 
 
+def test_without_a_test_or_damaged_is_left_out(table, tmp_path, capsys):
+    """The damaged one is named."""
+    embedded = results("maml", 0.9)
+    del embedded["test"]
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn/results.json").write_text('{"status": "fin')
+    assert len(table(results("maml", 0.9), embedded)) == 3
+    script.main()
+    assert str(tmp_path / "torn/results.json") in capsys.readouterr().err
+
+
 def test_an_error_is_no_percentage(table):
     run = results("maml", 0.0)
     run["test"] = {"metric": "mse", "mse": 0.5, "ci95": 0.02, "shot": 10, "batch_norm": "none"}

@@ -48,9 +48,13 @@ def test_states(tmp_path):
         assert cells.read(folder).state == "running"
     results(folder, "failed", error="no memory")
     assert cells.read(folder)[1::2] == ("failed", "no memory")
-    (folder / "error.txt").write_text("way=5: too few classes\nTraceback")
     results(folder, "finished", test={"metric": "mse", "mse": 0.5})
     assert cells.read(folder).state == "finished"
     assert cells.read(folder).value == 0.5
+    (folder / "error.txt").write_text("way=5: too few classes\nTraceback")
+    assert cells.read(folder).state == "failed", "the last attempt, on other data"
+    (folder / "results.json").write_text('{"status": "fin')
+    assert cells.read(folder).state == "failed"
+    assert f"{folder}/results.json cannot be read" in cells.read(folder).error
     (folder / "results.json").unlink()
     assert cells.read(folder)[1::2] == ("failed", "way=5: too few classes")

@@ -9,6 +9,7 @@ import pytest
 
 from metarun.tables import cells, render
 from metarun.tables.figures import figure, pairs
+from metarun.tables.statistics import over_seeds
 
 ABOUT = {
     "name": "table",
@@ -22,7 +23,6 @@ ABOUT = {
         {"experiment": "a/two", "paper": 50.0, "ci95": None, "read_in": "memory"},
     ],
     "notes": ["A note."],
-    "conditions": [],
     "runs": [],
 }
 
@@ -124,7 +124,7 @@ def test_verdicts(gain, said):
 
 
 def test_other_conditions_are_told_everywhere_and_not_judged(folder):
-    about(folder, departures=["train.steps=10"], conditions=["train.steps=10"])
+    about(folder, departures=["train.steps=10"])
     text = render.write(folder)
     assert "NOT under the paper's conditions: train.steps=10" in text.splitlines()[0]
     assert text.count("none: train.steps=10") == 2, "every cell"
@@ -133,6 +133,27 @@ def test_other_conditions_are_told_everywhere_and_not_judged(folder):
     assert row["verdict"] is None
     assert "equal" not in text
     assert "Not under the paper's conditions" in (folder / "table.tex").read_text()
+
+
+def test_conditions_of_some_cells(folder):
+    """Those that are under the paper's conditions keep their verdict, and the title says so."""
+    about(folder, departures=["way=5"])
+    told = json.loads((folder / "table_of.json").read_text())
+    for run in told["runs"][:2]:
+        run["departures"] = []
+    (folder / "table_of.json").write_text(json.dumps(told))
+    text = render.write(folder)
+    assert text.startswith("## Some table, in part NOT under the paper's conditions: way=5\n")
+    rows = json.loads((folder / "table.json").read_text())["rows"]
+    assert rows[0]["verdict"] == "equal within the intervals"
+
+
+def test_a_measure_that_the_test_lacks_is_told(folder):
+    cells = [{**ABOUT["cells"][0], "measure": "accuracy_presentation_2", "label": "k = 2"}]
+    about(folder, cells=cells)
+    text = render.write(folder)
+    assert "| k = 2 | 98.0 ± 0.50 | 2 finished |" in text
+    assert "* k = 2: its test has no measure accuracy_presentation_2\n" in text
 
 
 def test_every_form(folder):
@@ -186,3 +207,27 @@ def test_paired_difference():
     assert pair["closed"] == pytest.approx(1.959964 * np.std([1, 3, 1, 3], ddof=1) / 2)
     assert pair["closed"] < a.closed / 10
     assert pairs({"a": a, "b": figure_of(easy_and_hard, sha256="other")}) == []
+
+
+def test_figures_of_the_same_trainings_are_compared_training_by_training():
+    """3, 5, 4 less 2, 3, 2 is 1, 2, 2: far surer than 4 less 2.3 of other trainings."""
+    episodes = figure_of([0.1, 0.9])
+    values = {"mse_after_1": [3.0, 5.0, 4.0], "mse_after_5": [2.0, 3.0, 2.0]}
+    a, b = (
+        episodes._replace(
+            name=name, values=dict(zip("rst", of_runs, strict=True)), over_seeds=over_seeds(of_runs)
+        )
+        for name, of_runs in values.items()
+    )
+    (pair,) = pairs({"a": a, "b": b})
+    assert pair["over_seeds"] == pytest.approx(4.30265 * np.std([1, 2, 2], ddof=1) / 3**0.5)
+    others = b._replace(values=dict(zip("xyz", values["mse_after_5"], strict=True)))
+    (pair,) = pairs({"a": a, "b": others})
+    assert pair["over_seeds"] == pytest.approx(math.hypot(a.over_seeds, b.over_seeds))
+
+
+def test_measures_of_different_kinds_are_not_compared():
+    figure = figure_of([0.1, 0.9])
+    assert figure.name == "accuracy"
+    assert pairs({"a": figure, "b": figure._replace(name="verification_accuracy")}) == []
+    assert len(pairs({"a": figure, "b": figure._replace(name="accuracy_presentation_2")})) == 1

@@ -1,5 +1,8 @@
 """Every committed table."""
 
+import itertools
+import re
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -31,12 +34,26 @@ def test_cells(name):
 
 @pytest.mark.parametrize("name", sorted(TABLES))
 def test_the_experiment_says_the_same_number(name):
-    """The head of its file, where one looks first."""
+    """The head of its file, where one looks first; and so it says of numbers from memory."""
     for cell in TABLES[name]["cells"]:
         if cell["experiment"].startswith("finn2017") and name == "raghu2020":
             continue  # the same run has another number there
-        text = (CONF / "experiment" / f"{cell['experiment']}.yaml").read_text()
-        assert f"{cell['paper']:g}" in text or f"{cell['paper']:.2f}" in text, cell
+        head = head_of(cell["experiment"])
+        number = "|".join(re.escape(f"{cell['paper']:{form}}") for form in ("g", ".1f", ".2f"))
+        if TABLES[name]["metric"] == "mse":
+            assert re.search(rf"MSE ([\d.]+ / )*({number})(?!\d)", head), cell
+        else:
+            assert re.search(rf"(?<![\d.])({number})((,| ±) [\d.]+)* %", head), cell
+        others = [c for c in TABLES[name]["cells"] if c["experiment"] == cell["experiment"]]
+        from_memory = any(other["read_in"] == "memory" for other in others)
+        assert ("from memory" in head) == from_memory, cell
+
+
+def head_of(experiment):
+    """The comment that an experiment's file begins with, as one line."""
+    lines = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()
+    head = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return " ".join(line.removeprefix("# ") for line in head)
 
 
 def test_papers():
