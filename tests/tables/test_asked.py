@@ -17,10 +17,10 @@ def test_two_that_ask_for_other_seeds_at_once(tmp_path, monkeypatch):
         return content
 
     monkeypatch.setattr(runfolder, "read_json", slowly)
-    table = Asked("nobody", {"title": "Two distances"}, [], [], tmp_path / "table")
+    table = Asked("nobody", {"title": "Two distances"}, [])
     runs = [{"experiment": "nobody/near", "seed": seed, "folder": f"{seed}"} for seed in range(4)]
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda run: record(table, [run]), runs))
+        list(threads.map(lambda run: record(table, tmp_path / "table", [run]), runs))
     kept = read_json(tmp_path / "table/table_of.json")
     assert sorted(run["seed"] for run in kept["runs"]) == [0, 1, 2, 3]
     assert kept["title"] == "Two distances"
