@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from metarun import checkpoint, ranks, report, runfolder
 from metarun.augment.sequence import Augment
+from metarun.composing import plain
 from metarun.confidence import mean_and_ci95, mean_of_means
 from metarun.config import UNSEEN, differences, is_allowed, targets
 from metarun.data import store
@@ -736,10 +737,3 @@ def kept(
         share = (time.process_time() - began) / runs
         results["cpu_seconds"] = round(earlier.get("cpu_seconds", 0.0) + share, 1)
         runfolder.write_json(folder / "results.json", results)
-
-
-def plain(config: DictConfig) -> dict[str, Any]:
-    """The config as plain dicts and lists, with nothing left to resolve."""
-    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}

@@ -19,8 +19,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from metarun import experiment, report, runfolder
+from metarun.composing import plain
 from metarun.errors import Interrupted, UserError
-from metarun.experiment import Parts, plain
+from metarun.experiment import Parts
 from metarun.signals import StopSignals
 from metarun.stacked import Stacked, meta_batches
 from metarun.tables.statistics import over_seeds

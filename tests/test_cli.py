@@ -12,12 +12,14 @@ from hydra._internal.core_plugins import basic_launcher
 from omegaconf import OmegaConf
 
 from metarun import cli
+from metarun.check import check
+from metarun.composing import conf_folder
 from metarun.tables import cells
 from metarun.tracking.weights_and_biases import flat
 from tests.conftest import QUICK
 from tests.data import layouts
 
-CONF = cli.conf_folder()
+CONF = conf_folder()
 EXPERIMENTS = sorted(
     path.relative_to(CONF / "experiment").with_suffix("").as_posix()
     for path in (CONF / "experiment").rglob("*.yaml")
@@ -463,7 +465,7 @@ def test_a_search_that_tries_values_again(metarun):
 
 def test_search_without_optuna(metarun):
     """What to install is told."""
-    metarun.monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    metarun.monkeypatch.setattr("metarun.check.find_spec", lambda name: None)
     assert "pip install 'metarun[search]'" in metarun.error(*SEARCH)
     custom = "hydra.sweeper.custom_search_space=os.system"
     assert "custom_search_space: it cannot be changed" in metarun.error(*SEARCH, custom)
@@ -479,7 +481,7 @@ def test_sweep_of_wandb(metarun):
             key: [about["min"], about["max"]] if "min" in about else about["values"]
             for key, about in sweep["parameters"].items()
         }
-        cli.check([*rest, *(f"{key}={options[end]}" for key, options in values.items())], None)
+        check([*rest, *(f"{key}={options[end]}" for key, options in values.items())], None)
     assert sweep["metric"]["name"] in flat({"val": {"accuracy": 0.5}})
 
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from metarun import cli, launchers
+from metarun import launchers
+from metarun.check import check
+from metarun.composing import conf_folder
 from metarun.errors import UserError
 from tests.test_experiment import arguments, wait_for_checkpoint
 
-CONF = cli.conf_folder() / "hydra" / "launcher"
+CONF = conf_folder() / "hydra" / "launcher"
 PLUGINS = {
     "joblib": "hydra_plugins.hydra_joblib_launcher.config",
     "slurm": "hydra_plugins.hydra_submitit_launcher.config",
@@ -43,7 +45,7 @@ def test_a_launcher_that_is_not_installed(metarun, monkeypatch, name):
 @pytest.mark.filterwarnings("ignore:\\s*'hydra/launcher:UserWarning")  # as the command line does
 @pytest.mark.parametrize("name", PLUGINS)
 def test_a_launcher_composes(everything_installed, name):
-    cli.check([f"hydra/launcher={name}", "seed=0,1", "algo=protonet,maml"], None, True)
+    check([f"hydra/launcher={name}", "seed=0,1", "algo=protonet,maml"], None, True)
 
 
 @pytest.mark.parametrize("name", PLUGINS)
@@ -117,7 +119,7 @@ def test_an_experiment_that_is_swept_cannot_choose_the_launcher(metarun, everyth
     mine = ["--config-dir", str(metarun.folder / "conf")]
     said = metarun.error(*mine, "-m", "experiment=a,b")
     assert said == "hydra/launcher=slurm: nothing that is swept can choose the launcher"
-    cli.check(["experiment=a", "seed=0,1"], mine[1], True)
+    check(["experiment=a", "seed=0,1"], mine[1], True)
 
 
 def test_a_cluster_of_the_users_own(metarun, everything_installed):
@@ -129,13 +131,13 @@ def test_a_cluster_of_the_users_own(metarun, everything_installed):
     (folder / "sly.yaml").write_text(f"{head}setup: [touch x]\n")
     (folder / "slyer.yaml").write_text(f"{head}additional_parameters: {{export: PYTHONPATH=x}}\n")
     mine = ["--config-dir", str(metarun.folder / "conf"), "-m", "seed=0,1"]
-    cli.check(["hydra/launcher=mine", "seed=0,1"], mine[1], True)
+    check(["hydra/launcher=mine", "seed=0,1"], mine[1], True)
     said = metarun.error(*mine, "hydra/launcher=sly")
     assert said == "hydra.launcher.setup: it can be given on the command line only"
     assert "export: there is no such key" in metarun.error(*mine, "hydra/launcher=slyer")
     typed = ["hydra.launcher.setup=[module load cuda]", "seed=0,1"]
     typed += ["+hydra.launcher.additional_parameters.mail-type=END"]
-    cli.check(["hydra/launcher=mine", *typed], mine[1], True)
+    check(["hydra/launcher=mine", *typed], mine[1], True)
 
 
 def test_what_a_launcher_complains_of_is_one_line():

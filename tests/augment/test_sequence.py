@@ -7,16 +7,16 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from metarun import cli
 from metarun.augment.crop import resized_crop
 from metarun.augment.flip import Flip
 from metarun.augment.jitter import jittered
 from metarun.augment.sequence import Sequence
+from metarun.composing import conf_folder
 from metarun.data.split import normalised, stack_classes
 from metarun.data.store import DataSet
 from tests.test_experiment import same, weights
 
-CHOICES = sorted(path.stem for path in (cli.conf_folder() / "augment").glob("*.yaml"))
+CHOICES = sorted(path.stem for path in (conf_folder() / "augment").glob("*.yaml"))
 CUDA = pytest.param(
     "cuda",
     marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")],
@@ -24,7 +24,7 @@ CUDA = pytest.param(
 
 
 def augmentation(choice):
-    with hydra.initialize_config_dir(str(cli.conf_folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         config = hydra.compose("config", [f"augment={choice}"])
     return instantiate(config.augment, _convert_="all")
 

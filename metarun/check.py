@@ -1,0 +1,148 @@
+"""Whether the jobs of a command line can run, found out before torch is loaded."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+
+from metarun import config as schema
+from metarun import launchers
+from metarun.composing import composed, conf_folder, plain
+from metarun.errors import UserError
+
+BUILT = ("data", "augment", "sampler", "backbone", "algo", "optim", "schedule")  # with a _target_
+SOURCE = ("+data@data.sources.", "+data.sources.")  # what gives a mixture one more
+MANY = 20  # values of a swept key that are tried before the sweep starts
+# Hydra's own settings that could run or load something, or change what a run does.
+FIXED = ["callbacks", "job.env_set", "job.env_copy", "job.chdir", "job_logging", "hydra_logging"]
+FIXED += ["mode", "sweeper.custom_search_space"]
+PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
+
+
+def check(overrides: list[str], config_dir: str | None, multirun: bool = False) -> list[list[str]]:
+    """The values of each override, several in a sweep.
+
+    Raises an error if a job would be refused, without loading torch. Of a sweep, the values of each
+    key are tried once, beside the first values of the others.
+    """
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        spelled = [spelled_values(override) for override in parsed]
+        first = [values[0] for values in spelled]
+        shipped = hydra.compose("config", return_hydra_config=True)
+        check_job(first, config_dir, shipped)
+        for i, values in enumerate(spelled):
+            for value in values[1:MANY]:
+                check_job([*first[:i], value, *first[i + 1 :]], config_dir, shipped)
+        alike = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
+        launcher = HydraConfig.get().runtime.choices["hydra/launcher"]  # of one run, if it is one
+        if alike != first or launcher != "basic":
+            check_launcher(alike, first, config_dir, multirun)
+    return spelled
+
+
+def check_launcher(
+    overrides: list[str], first: list[str], config_dir: str | None, multirun: bool
+) -> None:
+    """Raise UserError if the sweep's jobs could not be launched as asked.
+
+    `overrides` are those that all its jobs share, by which Hydra chooses the launcher, and `first`
+    those of its first job.
+    """
+    own, of_job = (composed(given, config_dir).hydra for given in (overrides, first))
+    choice, meant = (each.runtime.choices["hydra/launcher"] for each in (own, of_job))
+    if meant != choice:
+        raise UserError(f"hydra/launcher={meant}: nothing that is swept can choose the launcher")
+    if choice != "basic" and not multirun:
+        raise UserError(f"hydra/launcher={choice}: it launches the jobs of a sweep: add -m")
+    kind = launchers.kind(own.launcher._target_, conf_folder() / "hydra" / "launcher")
+    if kind:
+        typed = [o for o in overrides if o.lstrip("+").startswith(launchers.TYPED)]
+        reference = plain(composed([f"hydra/launcher={kind}", *typed], None).hydra.launcher)
+        launchers.check(plain(own.launcher), reference, kind, overrides)
+
+
+def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig) -> None:
+    """Raise an error if the job with these overrides would be refused.
+
+    `shipped` is the committed config without any override, Hydra's own settings included.
+    """
+    if config_dir and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir {config_dir}: there is no such folder")
+    for override in overrides:
+        group, _, choice = override.partition("=")
+        optional = group in ("experiment", "table")
+        if choice in ("", "null") and not optional and (conf_folder() / group).is_dir():
+            raise UserError(f"{override}: a run needs one: see metarun --help")
+    whole = composed(overrides, config_dir)
+    choices = dict(whole.hydra.runtime.choices)
+    own = [f"{group}={choice}" for group, choice in choices.items() if is_ours(group)]
+    sources = [override for override in overrides if override.startswith(SOURCE)]
+    committed = composed([*own, *sources], config_dir)
+    refuse_foreign_code(whole.hydra, shipped.hydra)
+    HydraConfig.instance().set_config(whole)
+    refuse_unwritable(Path(whole.hydra.run.dir))
+    refuse_unwritable(Path(whole.hydra.sweep.dir))
+    for config in (whole, committed):
+        with open_dict(config):
+            del config["hydra"]
+    typed = [o.lstrip("+") for o in overrides if o.lstrip("+").startswith("plugins.allow=")]
+    allowed = OmegaConf.from_dotlist(["plugins.allow=[]", *typed]).plugins.allow
+    if not isinstance(allowed, ListConfig):
+        raise UserError(f"{typed[-1]}: a list is needed, as in plugins.allow=[my_package]")
+    if OmegaConf.select(whole, "plugins.allow") != allowed:
+        raise UserError("plugins.allow: it can be given on the command line only")
+    # A group's own keys are those of its file; no file adds keys elsewhere.
+    grouped = plain(committed)
+    elsewhere = plain(
+        OmegaConf.masked_copy(shipped, [str(key) for key in shipped if key != "hydra"])
+    )
+    reference = elsewhere | {key: grouped[key] for key in BUILT}
+    reference["eval"] = elsewhere["eval"] | {"sampler": grouped["eval"]["sampler"]}
+    schema.check(plain(whole), reference, list(allowed))
+
+
+def is_ours(group: str) -> bool:
+    """Whether the config group is one of metarun's, whose YAML is the schema of what it holds."""
+    return not group.startswith(("hydra/", "experiment", "table", "data@"))
+
+
+def spelled_values(override: Override) -> list[str]:
+    """The overrides of one value that a sweeping override stands for; an ordinary one is itself."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    key, value = override.get_key_element(), override.value()
+    if isinstance(value, Glob):
+        options = GlobalHydra.instance().config_loader().get_group_options(override.key_or_group)
+        found = value.filter(options)
+        if not found:
+            raise UserError(f"{override.input_line}: it matches none of {', '.join(options)}")
+        return [f"{key}={name}" for name in found]
+    if override.is_interval_sweep():
+        return [f"{key}={value.start}"]  # type: ignore[union-attr]
+    return [f"{key}={choice}" for choice in override.sweep_string_iterator()]
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raise UserError if the run folder could not be made."""
+    existing = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"cannot write in {existing}: give another folder, hydra.run.dir=DIR")
+
+
+def refuse_foreign_code(own: DictConfig, shipped: DictConfig) -> None:
+    """Raise UserError if Hydra's own settings were changed where they could run something."""
+    for key in FIXED:
+        if OmegaConf.select(own, key) != OmegaConf.select(shipped, key):
+            raise UserError(f"hydra.{key}: it cannot be changed in metarun")
+    for key, target in schema.targets(OmegaConf.to_container(own)):
+        if not target.startswith(PLUGINS):
+            raise UserError(f"hydra.{key}={target}: not allowed to run")
+    if own.runtime.choices["hydra/sweeper"] == "search" and not find_spec("optuna"):
+        raise UserError("hydra/sweeper=search: it must be installed: pip install 'metarun[search]'")

@@ -1,0 +1,124 @@
+"""What was typed, put so that Hydra can read it: options, tables, mixtures of data."""
+
+import argparse
+import re
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from metarun import config as schema
+from metarun import ranks
+from metarun.complaints import missing_choice_of
+from metarun.composing import conf_folder
+from metarun.errors import UserError
+from metarun.help import choice_files
+from metarun.tables.asked import Asked, asked
+
+
+def parsed_arguments() -> argparse.Namespace:
+    """The options and overrides of sys.argv, which is put in an order that Hydra can read too."""
+    arguments, later = get_args_parser().parse_known_args()
+    arguments.typed = sys.argv[1:]
+    for word in later:
+        if word.startswith("-"):
+            raise UserError(f"{word}: there is no such option: see metarun --help")
+    for option in ("config_name", "config_path", "experimental_rerun"):
+        if getattr(arguments, option):
+            spelled = f"--{option.replace('_', '-')}"
+            raise UserError(f"{spelled}: not in metarun: use --config-dir DIR and experiment=NAME")
+    if arguments.multirun and arguments.cfg:
+        raise UserError("--cfg shows one run's config: leave out -m")
+    given = arguments.overrides + later  # argparse takes no more once an option followed some
+    options = [word for word in sys.argv[1:] if word not in given]
+    folders = [conf_folder(), *map(Path, filter(None, [arguments.config_dir]))]
+    arguments.overrides = [o for word in given for o in mixture_spelled_out(word, folders)]
+    arguments.table = table_spelled_out(arguments, folders)
+    if arguments.table:
+        arguments.overrides, arguments.multirun = arguments.table.overrides, True
+        options = [word for word in options if word not in ("-m", "--multirun")] + ["-m"]
+    if arguments.multirun and ranks.size() > 1:
+        kind = "table=" if arguments.table else "-m"
+        raise UserError(f"{kind} is for one process: leave out torchrun, or start it for each run")
+    if arguments.multirun and not any(o.startswith("name=") for o in arguments.overrides):
+        # One name for all jobs, which is known before they run.
+        arguments.overrides.append(f"name={datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+    if arguments.multirun:
+        searching = "hydra/sweeper=search" in arguments.overrides
+        if searching and not any(o.startswith("resume=") for o in arguments.overrides):
+            arguments.overrides.append("resume=auto")  # values tried again have their result
+        arguments.overrides = beside_swept_groups(arguments.overrides)
+    sys.argv[1:] = [*options, *arguments.overrides]
+    return arguments
+
+
+def beside_swept_groups(overrides: list[str]) -> list[str]:
+    """The same with keys given to the jobs alone, as a sweep over one value, if a group is swept.
+
+    Hydra also composes a config without what is swept, where data=a,b has no keys of a or b.
+    """
+    groups = {path.name for path in conf_folder().iterdir() if path.is_dir()}
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    swept = [o.key_or_group for o in parsed if o.is_sweep_override()]
+    if not any(key.partition("/")[0].partition("@")[0] in groups for key in swept):
+        return overrides
+    spelled = []
+    for override, text in zip(parsed, overrides, strict=True):
+        key, _, value = text.partition("=")
+        fixed = "." not in key or key.startswith(("hydra", "~")) or override.is_sweep_override()
+        spelled.append(text if fixed or not value else f"{key}=choice({value})")
+    return spelled
+
+
+def table_spelled_out(arguments: argparse.Namespace, folders: list[Path]) -> Asked | None:
+    """The table that the overrides ask for, if any, as the sweep that it is."""
+    names = [o.removeprefix("table=") for o in arguments.overrides if o.startswith("table=")]
+    others = [o for o in arguments.overrides if not o.startswith("table=")]
+    if not names or names[-1] in ("", "null") or arguments.help:
+        return None
+    if arguments.cfg or arguments.info:
+        raise UserError("table= is many runs: experiment=NAME shows the config of one")
+    tables = choice_files(folders, "table")
+    if names[-1] not in tables:
+        raise UserError(missing_choice_of("table", names[-1], list(tables)))
+    return asked(names[-1], tables[names[-1]], others)
+
+
+def mixture_spelled_out(override: str, folders: list[Path]) -> list[str]:
+    """`data=[omniglot,mine:image_folder]` as Hydra knows it: a mixture with these sources.
+
+    A source is called as its choice of `data`, or as told before a colon.
+    """
+    found = re.fullmatch(r"data=\[(.*)\]", override)
+    if found is None:
+        return [override]
+    choices, spelled = choice_files(folders, "data"), ["data=mixture"]
+    names: set[str] = set()
+    for item in filter(None, (item.strip() for item in found[1].split(","))):
+        name, _, choice = item.rpartition(":")
+        name = name or choice
+        if choice not in choices:
+            raise UserError(missing_choice_of("data", choice, list(choices)))
+        if not re.fullmatch(r"[\w-]+", name) or name in names:
+            twice = "stands there twice" if name in names else "is no name for a source"
+            raise UserError(f"{override}: {name} {twice}: give it one, as in mine:{choice}")
+        names.add(name)
+        content = OmegaConf.to_container(OmegaConf.load(choices[choice]))
+        assert isinstance(content, dict)
+        key = f"data.sources.{name}"
+        if "data" in content:  # a file that sets other keys too, which are not wanted here
+            content = content["data"]
+            spelled.append(f"+{key}={schema.shown(content)}")
+        else:
+            spelled.append(f"+data@{key}={choice}")
+        if "size" in content:
+            spelled.append(f"{key}.size=${{data.size}}")
+    return spelled
+
+
+def choices_of(overrides: list[str]) -> dict[str, str]:
+    """The group=choice pairs among the overrides."""
+    return dict(override.split("=", 1) for override in overrides if "=" in override)
