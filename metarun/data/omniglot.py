@@ -9,6 +9,7 @@ import json
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -99,18 +100,29 @@ def build(paths: list[Path], splits: str, rotations: bool, size: int) -> dict[st
 
 
 def as_classes(
-    drawings: dict[str, Tensor], alphabets: dict[str, tuple[int, int]], rotations: bool
+    drawings: dict[str, Tensor],
+    alphabets: dict[str, tuple[int, int]],
+    rotations: bool,
+    mirrors: bool = False,
 ) -> Split:
-    """A split of the alphabets, of each the characters from the first to the last number given."""
+    """A split of the alphabets, of each the characters from the first to the last number given.
+
+    With `rotations`, each quarter turn of a character is a class; with `mirrors`, so is the mirror
+    image of each of these.
+    """
+    turns = TURNS if rotations else TURNS[:1]
+    looks = list(product(turns, (False, True) if mirrors else (False,)))
     images: dict[str, Tensor] = {}
     superclass_of: dict[str, str] = {}
     for alphabet, (first, last) in alphabets.items():
         for number in range(first, last + 1):
-            for turn in TURNS if rotations else (0,):
+            character = f"{alphabet}/character{number:02}"
+            upright = drawings[character][:, None]
+            for turn, mirrored in looks:
                 ending = f"/rot{turn:03}" if rotations else ""
-                character = f"{alphabet}/character{number:02}"
-                upright = drawings[character][:, None]
-                images[character + ending] = upright.rot90(turn // 90, dims=(2, 3))
+                ending += "/mirrored" if mirrored else ""
+                image = upright.flip(3) if mirrored else upright
+                images[character + ending] = image.rot90(turn // 90, dims=(2, 3))
                 superclass_of[character + ending] = alphabet + ending
     return stack_classes(images, superclass_of)
 

@@ -62,12 +62,13 @@ class Challenge(DataSet):
         return NamedTasks(tuple(RUNS), labelled(rows.view(len(RUNS), len(CLASSES), 2), shot=1))
 
 
-def load(root: str | None, background: str, rotations: bool, size: int) -> Challenge:
+def load(root: str | None, background: str, rotations: bool, mirrors: bool, size: int) -> Challenge:
     """The runs and one of the three background sets, uint8 [N, 1, size, size], 255 = ink.
 
-    `rotations` makes a class of each quarter turn of a character that is trained on; validation and
-    test are upright. Every drawing is made smaller as in data=omniglot. Raises UserError when an
-    archive is not there and cannot be fetched, or is damaged.
+    `rotations` makes a class of each quarter turn of a character that is trained on, and `mirrors`
+    of the mirror image of each of these; validation and test are as they were drawn. Every drawing
+    is made smaller as in data=omniglot. Raises UserError when an archive is not there and cannot be
+    fetched, or is damaged.
     """
     if background not in BACKGROUNDS:
         raise UserError(f"data.background={background} is not one of {', '.join(BACKGROUNDS)}")
@@ -77,12 +78,13 @@ def load(root: str | None, background: str, rotations: bool, size: int) -> Chall
     path = archives.find(folder, f"{name}.zip") or omniglot.find(folder, name)
     runs = find_runs(folder)
     about = file_sha256(runs[0]) if runs[0].is_file() else archives.fingerprint(*runs)
-    options = f"{background}, rotations {rotations}, size {size}, Pillow {PIL.__version__}"
+    looks = f"rotations {rotations}, mirrors {mirrors}"
+    options = f"{background}, {looks}, size {size}, Pillow {PIL.__version__}"
     key = f"format {FORMAT}, {options}, {file_sha256(path)}, {about}"
 
     def build() -> dict[str, Split]:
         test = test_split(runs, size)  # first: damage is told before the larger archive is read
-        return {**background_splits(path, background, rotations, size), "test": test}
+        return {**background_splits(path, background, rotations, mirrors, size), "test": test}
 
     prepared = prepare("omniglot_challenge", key, build)
     return Challenge(prepared.name, prepared.files)
@@ -102,14 +104,16 @@ def find_runs(root: Path) -> list[Path]:
     return [path]
 
 
-def background_splits(path: Path, background: str, rotations: bool, size: int) -> dict[str, Split]:
+def background_splits(
+    path: Path, background: str, rotations: bool, mirrors: bool, size: int
+) -> dict[str, Split]:
     """The alphabets to train on and those to validate by, of the archive at `path`."""
     counts: dict[str, int] = omniglot.LISTS["archives"][BACKGROUNDS[background]]
     alphabets = {alphabet: (1, count) for alphabet, count in counts.items()}
     drawings = omniglot.read_drawings(path, omniglot.characters(path), size)
     val = {alphabet: alphabets.pop(alphabet) for alphabet in VALIDATION[background]}
     return {
-        "train": omniglot.as_classes(drawings, alphabets, rotations),
+        "train": omniglot.as_classes(drawings, alphabets, rotations, mirrors),
         "val": omniglot.as_classes(drawings, val, rotations=False),
     }
 

@@ -47,8 +47,8 @@ def small(tmp_path_factory) -> Path:
     return folder
 
 
-def load(root, background="small1", rotations=False, size=8):
-    return challenge.load(str(root), background, rotations=rotations, size=size)
+def load(root, background="small1", rotations=False, size=8, mirrors=False):
+    return challenge.load(str(root), background, rotations, mirrors, size)
 
 
 def refused(root) -> str:
@@ -123,6 +123,27 @@ def test_background_sets(small, background, held_out, left):
     split = upright.open("val" if background == "small2" else "train")
     here = split.classes.index("Greek/character03")
     assert split.x[20 * here : 20 * here + 20].equal(minimal.x[20 * greek : 20 * greek + 20])
+
+
+def test_mirror_images_are_classes_too(small):
+    """Of each quarter turn of what is trained on: twice the classes, pixel by pixel."""
+    plain, both = (load(small, rotations=True, mirrors=m) for m in (False, True))
+    train, mirrored = plain.open("train"), both.open("train")
+    assert len(mirrored.classes) == 2 * len(train.classes) == len(set(mirrored.classes))
+    for name in ("Greek/character05/rot000", "Korean/character40/rot090"):
+        ours = train.classes.index(name)
+        upright = train.x[20 * train.classes.index(f"{name[:-3]}000") :][:20]
+        assert torch.equal(
+            mirrored.x[20 * mirrored.classes.index(name) :][:20], train.x[20 * ours :][:20]
+        )
+        wanted = [np.rot90(np.fliplr(image[0]), int(name[-3:]) // 90) for image in upright.numpy()]
+        at = 20 * mirrored.classes.index(f"{name}/mirrored")
+        assert np.array_equal(mirrored.x[at : at + 20, 0].numpy(), np.stack(wanted))
+    assert set(mirrored.superclasses) == {
+        f"{s}{end}" for s in train.superclasses for end in ("", "/mirrored")
+    }
+    assert both.open("val").x.equal(plain.open("val").x)
+    assert both.open("test").x.equal(plain.open("test").x)
 
 
 def test_the_original_background_set_is_that_of_lake():
