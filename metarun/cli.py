@@ -70,8 +70,8 @@ def job(config: DictConfig) -> float | None:
         ".hydra/overrides.yaml": OmegaConf.to_yaml(hydra_config.overrides.task),
     }
     folder = from_here(Path(hydra_config.runtime.output_dir))
-    before = results_written(folder)
-    if config.resume == "auto" or not before:
+    ours = config.resume == "auto" or not holds_run(folder)
+    if ours:
         (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
     try:
         if ranks.size() > 1 and config.mode not in ("train", "test"):
@@ -100,7 +100,7 @@ def job(config: DictConfig) -> float | None:
             print(f"metarun: job {hydra_config.job.num}: {folder} is being run by another process")
             return None
         if in_sweep:
-            tell_failure(error, folder, before, hydra_config.job.num)
+            tell_failure(error, folder, ours, hydra_config.job.num)
         elif isinstance(error, UserError):
             leave(str(error))
         raise  # of a sweep the other jobs go on
@@ -162,26 +162,21 @@ def repeat(arguments: argparse.Namespace) -> int:
     return 0 if equal else 1
 
 
-def results_written(folder: Path) -> dict[Path, int]:
-    """When each results.json was written in a run's folder, which has several with seeds=."""
-    paths = [*folder.glob("results.json"), *folder.glob("seed*/results.json")]
-    return {path: path.stat().st_mtime_ns for path in paths}
+def holds_run(folder: Path) -> bool:
+    """Whether a run, or the several of seeds=, has begun in the folder."""
+    return any([*folder.glob("results.json"), *folder.glob("seed*/results.json")])
 
 
-def tell_failure(error: Exception, folder: Path, before: dict[Path, int], number: int) -> None:
-    """Say why a job of a sweep failed, at once and in the run's folder if it got to be the job's.
-
-    `before` is what `results_written` gave when the job began.
-    """
+def tell_failure(error: Exception, folder: Path, ours: bool, number: int) -> None:
+    """Say why a job of a sweep failed, at once, and in the run's folder if it is the job's."""
     if isinstance(error, UserError):
         text = reason = str(error)
     else:
         reason = f"{type(error).__name__}: {one_line(error)}"
         text = f"{reason}\n\n{''.join(traceback.format_exception(error))}"
-    began = not before or results_written(folder) != before
     unfinished = cells.read(folder).state not in ("finished", "running")
-    # The folder is of this run, and what it holds, if anything, is not what was asked for.
-    if isinstance(error, DataChanged) or (began and unfinished):
+    # What the folder holds, if anything, is not what was asked for.
+    if ours and (unfinished or isinstance(error, DataChanged)):
         runfolder.write_text(folder / "error.txt", f"{text}\n")
     print(f"metarun: job {number}: {reason}", file=sys.stderr)
 

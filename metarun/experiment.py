@@ -409,7 +409,7 @@ def refuse_impossible_tasks(
         outline = data.outlines[split]
         try:
             if split == "train":
-                sampler.check(trained_on(config, data.outlines.__getitem__))
+                sampler.check(classes_to_train_on(config, data.outlines.__getitem__))
                 continue
             for source in outline.each().values() if isinstance(outline, Mixture) else [outline]:
                 test_sampler.check(source)
@@ -498,12 +498,12 @@ def weights(path: Path) -> dict[str, Any] | None:
 
 def training_split(parts: Parts) -> Any:
     """The training split on the device, its images augmented whenever they are taken."""
-    split = trained_on(parts.config, parts.data.open).to(parts.device.torch_device)
+    split = classes_to_train_on(parts.config, parts.data.open).to(parts.device.torch_device)
     return split.augmented(parts.augment) if parts.augment else split
 
 
-def trained_on(config: DictConfig, of_split: Callable[[str], Any]) -> Any:
-    """The classes to train on, of what `of_split` gives for a split's name."""
+def classes_to_train_on(config: DictConfig, of_split: Callable[[str], Any]) -> Any:
+    """The split to train on, of what `of_split` gives for a split's name."""
     train = of_split("train")
     return train.joined(of_split("val")) if config.train.split == "trainval" else train
 

@@ -179,7 +179,7 @@ def stacked(several: Sequence[Parts]) -> Stacked:
 def rehearse(several: Sequence[Parts]) -> None:
     """Compute one loss of all, so that it is known before training starts if this cannot be."""
     parts = several[0]
-    split = experiment.trained_on(parts.config, parts.data.open).to(parts.device.torch_device)
+    split = experiment.training_split(parts)
     generators = [each.training.generator.clone_state() for each in several]
     stacked(several).rehearse(next(meta_batches(parts.sampler, split, generators)))
 

@@ -45,7 +45,8 @@ def run_sweep(
         folder, name = Path(first.hydra.sweep.dir), first.name
         if table:
             record(table, folder, wanted)
-    with Watch(folder, math.prod(map(len, values)), {folder / run["folder"] for run in wanted}):
+    total = math.prod(map(len, values)) * first.seeds
+    with Watch(folder, total, {folder / run["folder"] for run in wanted}):
         try:
             launch()
         except KeyboardInterrupt as stopped:

@@ -28,14 +28,15 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class Plan:
-    """Length and rhythm of training, in optimiser steps: the keys of `train` in the config."""
+    """Length and rhythm of training, in optimiser steps, and what is trained on: the keys of
+    `train` in the config."""
 
     steps: int
     val_every: int
     log_every: int
     patience: int
     clip_norm: float
-    split: str = "train"  # or "trainval"
+    split: str  # "train" or "trainval"
 
     def validates_after(self, step: int) -> bool:
         """Whether a validation follows this step."""
@@ -81,8 +82,9 @@ def fit(
     """Train to the end of `plan`, yielding a record at each line of the log and each validation.
 
     `validate()` gives `metric` ("accuracy", "mse") on the validation episodes and its half-width;
-    `save(best)` stores `training`; when `stop()` turns true, the state is saved and Interrupted
-    raised. A loss that is not finite raises UserError, and nothing is saved after it. Several ranks
+    `save(best)` stores `training`; on "trainval" nothing is validated, and every state that is
+    stored counts as the best. When `stop()` turns true, the state is saved and Interrupted raised.
+    A loss that is not finite raises UserError, and nothing is saved after it. Several ranks
     train in step when `validate` and `stop` say the same on all of them.
     """
     training.algorithm.train()
@@ -134,11 +136,14 @@ class Course:
                 raise Interrupted(f"stopped at step {now.step} of {plan.steps}")
             yield record
             window.restart()  # what the trackers took is not training
-        if validating:
+        if validating and plan.split == "trainval":  # nothing is left to choose the weights by
+            refuse_lost_weights(self.training.algorithm, now.step)
+            self.save(True)
+            window.restart()
+        elif validating:
             refuse_lost_weights(self.training.algorithm, now.step)
             value, ci95 = self.validate()
-            # On classes that are trained on, the latest weights are the ones to take.
-            best = plan.split == "trainval" or is_better(value, now.best, self.metric)
+            best = is_better(value, now.best, self.metric)
             if best:
                 now.best, now.best_ci95, now.best_step = value, ci95, now.step
                 now.vals_since_best = 0

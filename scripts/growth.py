@@ -115,7 +115,7 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     before = device.peak_memory()
     records = fit(
         training,
-        Plan(steps=STEPS, val_every=STEPS, log_every=1, patience=0, clip_norm=0.0),
+        Plan(steps=STEPS, val_every=STEPS, log_every=1, patience=0, clip_norm=0.0, split="train"),
         Uniform(*(case[key] for key in ("way", "shot", "query", "tasks"))),
         split.to(device.torch_device),
         device,

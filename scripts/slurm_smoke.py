@@ -188,7 +188,7 @@ def kill(task: int) -> None:
     """Kills this task of the array without a warning, as a machine does that runs out of memory."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # one that has ended, or of a user whom we are not to see
-            environment = set((process / "environ").read_text().split("\0"))
+            environment = set((process / "environ").read_text(errors="replace").split("\0"))
             ours = {f"SLURM_CONF={os.environ['SLURM_CONF']}", f"SLURM_ARRAY_TASK_ID={task}"}
             if ours <= environment:
                 print("$ kill -KILL", process.name, flush=True)

@@ -58,7 +58,7 @@ def train_until(training, steps, save=lambda best: None):
     """Train, saving every third step; the losses."""
     records = fit(
         training,
-        Plan(steps=steps, val_every=3, log_every=1, patience=0, clip_norm=0.0),
+        Plan(steps=steps, val_every=3, log_every=1, patience=0, clip_norm=0.0, split="train"),
         Normal(),
         None,
         CPU,

@@ -467,6 +467,7 @@ def test_search_without_optuna(metarun):
     """What to install is told."""
     metarun.monkeypatch.setattr("metarun.check.find_spec", lambda name: None)
     assert "pip install 'metarun[search]'" in metarun.error(*SEARCH)
+    assert "set train.split=train" in metarun.error(*SEARCH, "train.split=trainval")
     custom = "hydra.sweeper.custom_search_space=os.system"
     assert "custom_search_space: it cannot be changed" in metarun.error(*SEARCH, custom)
 

@@ -151,7 +151,7 @@ def losses(device, new_algorithm, optimizer, clip_norm):
     training = Training(algorithm, optimizer, schedule, stream(0, "train"), Progress())
     records = fit(
         training,
-        Plan(steps=20, val_every=10, log_every=1, patience=0, clip_norm=clip_norm),
+        Plan(steps=20, val_every=10, log_every=1, patience=0, clip_norm=clip_norm, split="train"),
         SAMPLER,
         some_split().to(device.torch_device),
         device,
@@ -204,7 +204,7 @@ def test_nothing_waits_between_log_points(cuda):
     optimizer = OPTIMIZERS["adam"](algorithm.parameters())
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
     training = Training(algorithm, optimizer, schedule, stream(0, "train"), Progress())
-    plan = Plan(steps=10, val_every=10, log_every=10, patience=0, clip_norm=1.0)
+    plan = Plan(steps=10, val_every=10, log_every=10, patience=0, clip_norm=1.0, split="train")
     taken = steps(training, plan, SAMPLER, some_split().to(cuda.torch_device), cuda)
     next(taken)
     torch.cuda.set_sync_debug_mode("error")
@@ -247,7 +247,7 @@ def test_seeds_at_once(cuda, new_algorithm):
         torch.cuda.set_sync_debug_mode("default")
     figures += [stacked.step(next(batches))[0] for _ in range(3)]
     stacked.hand_out()
-    plan = Plan(steps=6, val_every=6, log_every=6, patience=0, clip_norm=0.5)
+    plan = Plan(steps=6, val_every=6, log_every=6, patience=0, clip_norm=0.5, split="train")
     for seed, got in enumerate(several):
         single = training(seed, cpu)
         taken = steps(single, plan, SAMPLER, some_split(), cpu)

@@ -195,6 +195,22 @@ def test_a_cell_done_on_other_data_is_not_done(table, pictures, capsys):
     assert folders(table) == first
 
 
+def test_a_killed_cell_that_cannot_go_on_says_why(table):
+    """Its reason is in the table until it does go on."""
+    again = [*table.table, "seed=0", "experiment=nobody/near"]
+    table.main(*again)
+    (near,) = (table.folder / "outputs/table/nobody/nobody-near").iterdir()
+    results = json.loads((near / "results.json").read_text())
+    (near / "results.json").write_text(json.dumps(results | {"status": "running"}))
+    with pytest.raises(SystemExit) as leaving:
+        table.main(*again, "data.root=nowhere")
+    assert leaving.value.code == 1
+    found = rows(table)["nobody/near"]
+    assert (found["states"], "nowhere" in found["errors"]["0"]) == ({"0": "failed"}, True)
+    table.main(*again)
+    assert rows(table)["nobody/near"]["states"] == {"0": "finished"}
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [

@@ -60,6 +60,7 @@ class Run:
         optimizer.register_step_pre_hook(lambda *_: self.gradients.append(self.gradient()))
         self.accuracies, self.stop_at = iter(accuracies), stop_at
         usual = {"steps": 10, "val_every": 1000, "log_every": 1, "patience": 0, "clip_norm": 0.0}
+        usual["split"] = "train"
         self.fit = fit(
             self.training,
             Plan(**usual | plan),
@@ -127,6 +128,14 @@ def test_the_best_is_chosen_by_validation_accuracy():
     assert [best for _, best in run.of("val/best")] == [0.5, 0.7, 0.7, 0.7, 0.8, 0.8]
     progress = run.training.progress
     assert (progress.best, progress.best_ci95, progress.best_step) == (0.8, 0.01, 5)
+
+
+def test_nothing_is_validated_on_classes_that_are_trained_on():
+    """Each state that is saved takes the place of the best."""
+    run = Run(range(1, 6), [0.5, 0.4, 0.3], steps=5, val_every=2, split="trainval").go()
+    assert run.saves == [(2, True), (4, True), (5, True)]
+    assert run.of("val/accuracy") == []
+    assert math.isnan(run.training.progress.best)
 
 
 def test_the_best_error_is_the_lowest():

@@ -74,17 +74,14 @@ class Split:
 
     def joined(self, other: "Split") -> "Split":
         """The classes of both, the examples copied into one tensor and normalised as this one's."""
-        splits = (self, other)
-        named = [split.superclasses[i] for split in splits for i in split.superclass.tolist()]
-        superclasses = tuple(dict.fromkeys(named))
-        return replace(
-            self,
-            x=torch.cat([self.x, other.x]),
-            first_row=torch.cat([self.first_row, self.first_row[-1] + other.first_row[1:]]),
-            classes=self.classes + other.classes,
-            superclass=torch.tensor([superclasses.index(n) for n in named], dtype=torch.int64),
-            superclasses=superclasses,
-        )
+        x = torch.cat([self.x, other.x])
+        first_row = torch.cat([self.first_row, self.first_row[-1] + other.first_row[1:]])
+        classes, both = self.classes + other.classes, (self, other)
+        named = [split.superclasses[i] for split in both for i in split.superclass.tolist()]
+        # If but one of them has superclasses, they are of no use.
+        all_named = len(named) == len(classes)
+        superclass_of = dict(zip(classes, named, strict=True)) if all_named else None
+        return as_split(x, first_row, classes, superclass_of, self.mean, self.std)
 
     def to(self, device: torch.device) -> "Split":
         """This split for use on `device`: moved there if it fits, else read from where it is."""

@@ -52,6 +52,8 @@ def test_joined():
     assert (both.superclasses, named) == (("a", "b", "c"), ["a", "b", "a", "c", "b"])
     assert both.x[:, 0, 0, 0].tolist() == [51, 51, 102, 255, 255, 255, 7, 9, 9]
     assert (both.mean, both.std) == ((0.4,), (0.5,))
+    flat = stack_classes(IMAGES).joined(other)
+    assert (len(flat.classes), flat.superclasses, flat.superclass.tolist()) == (5, (), [])
 
 
 def test_take_leaves_other_inputs_as_they_are():
