@@ -251,7 +251,8 @@ def test_experiment_runs(metarun, experiment):
     elif "/backbone: pixels" in text:
         small = []
     elif "/data: omniglot_challenge" in text:
-        small = ["~data.background", "sampler=uniform", "eval=uniform", "backbone.width=4"]
+        small = ["~data.background", "~data.mirrors", "sampler=uniform", "eval=uniform"]
+        small.append("backbone.width=4")
     else:
         small = ["backbone.width=4"]
     if experiment.startswith("nichol2018/"):
