@@ -85,12 +85,12 @@ def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig)
     own = [f"{group}={choice}" for group, choice in choices.items() if is_ours(group)]
     sources = [override for override in overrides if override.startswith(SOURCE)]
     committed = composed([*own, *sources], config_dir)
-    refuse_foreign_code(whole.hydra, shipped.hydra)
-    HydraConfig.instance().set_config(whole)
     if choices["hydra/sweeper"] == "search" and whole.train.split == "trainval":
         raise UserError(
             "train.split=trainval: a search is for what validates best: set train.split=train"
         )
+    refuse_foreign_code(whole.hydra, shipped.hydra)
+    HydraConfig.instance().set_config(whole)
     refuse_unwritable(Path(whole.hydra.run.dir))
     refuse_unwritable(Path(whole.hydra.sweep.dir))
     for config in (whole, committed):
