@@ -16,7 +16,7 @@ from metarun import config as schema
 from metarun.composing import composed, conf_folder, plain
 from metarun.errors import Interrupted, UserError
 from metarun.tables import cells
-from metarun.tables.asked import Asked, folder_of, record
+from metarun.tables.asked import Asked, experiments_of, folder_of, record
 from metarun.tracking import console
 
 
@@ -77,7 +77,7 @@ def runs_of(
         swept[key] = [override.partition("=")[2] for override in each]
         if len(each) > 1 and key not in ("experiment", "seed"):
             raise UserError(f"{key}: table= sweeps over experiment= and seed= alone")
-    known = [cell["experiment"] for cell in table.definition["cells"]]
+    known = experiments_of(table.definition)
     for experiment in swept["experiment"]:
         if experiment not in known:
             near = schema.nearest(experiment, known)

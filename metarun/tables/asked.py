@@ -41,7 +41,7 @@ class Asked(NamedTuple):
         """
         common = [o for o in self.overrides if not o.startswith(("experiment=", "seed=", "hydra"))]
         found = []
-        for experiment in dict.fromkeys(cell["experiment"] for cell in self.definition["cells"]):
+        for experiment in experiments_of(self.definition):
             committed, _ = compose([f"experiment={experiment}"])
             config, choices = compose([*common, f"experiment={experiment}"])
             if config["seeds"] != 1:
@@ -58,6 +58,11 @@ class Asked(NamedTuple):
                 folder = run_name({**config, "seed": seed}, choices, UNSEEN)
                 found.append({**shared, "seed": seed, "folder": folder})
         return found
+
+
+def experiments_of(definition: dict[str, Any]) -> list[str]:
+    """The experiments that the cells of a table are about, each once."""
+    return list(dict.fromkeys(cell["experiment"] for cell in definition["cells"]))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -109,7 +114,7 @@ def asked(name: str, path: Path, overrides: list[str]) -> Asked:
     if "hydra.sweep.subdir" in typed:
         raise UserError("hydra.sweep.subdir: table= names its runs' folders itself: leave it out")
     swept = {
-        "experiment": ",".join(dict.fromkeys(cell["experiment"] for cell in definition["cells"])),
+        "experiment": ",".join(experiments_of(definition)),
         "seed": ",".join(map(str, definition["seeds"])),
         "resume": "auto",
         "hydra.sweep.subdir": "${run_name:table}",
