@@ -23,7 +23,8 @@ from metarun.tracking import weights_and_biases
 from metarun.tracking.weights_and_biases import WeightsAndBiases
 
 KEY = "a" * 40  # of the right form
-NO_STALL = 40  # seconds; generous, since all that is asked is that nothing waits for ever
+NO_STALL = 120  # seconds; generous, since all that is asked is that nothing waits for ever
+PATIENCE = 60  # seconds for a service that does answer: a busy machine is no reason to be offline
 TRAIN = {"step": 100, "episodes": 400, "train/loss": 0.5, "train/accuracy": 0.8}
 VAL = {"step": 100, "episodes": 400, "val/accuracy": 0.9, "val/ci95": 0.02, "val/best": 0.9}
 TEST = {"step": 100, "episodes": 400, "test/accuracy": 0.88, "test/ci95": 0.01}
@@ -299,9 +300,12 @@ tracker.close()
     assert history(stored(tmp_path / "next")[0]) == [{"step": 2}]
 
 
-def run_program(program: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+def run_program(
+    program: str, folder: Path, *long_waits: str, **environment: str
+) -> subprocess.CompletedProcess:
+    program = program.replace("PATIENCE", str(PATIENCE))
     return subprocess.run(
-        [sys.executable, "-c", program, str(folder)],
+        [sys.executable, "-c", program, str(folder), *long_waits],
         env=os.environ | {"PYTHONPATH": "."} | environment,
         capture_output=True,
         text=True,
@@ -312,7 +316,10 @@ def run_program(program: str, folder: Path, **environment: str) -> subprocess.Co
 ONE_RUN = """
 import sys
 from pathlib import Path
+from metarun.tracking import weights_and_biases
 from metarun.tracking.weights_and_biases import WeightsAndBiases
+for wait in sys.argv[2:]:
+    setattr(weights_and_biases, wait, PATIENCE)
 tracker = WeightsAndBiases(Path(sys.argv[1]), {"way": 5}, mode=MODE, run_id="run1")
 print(tracker.mode, tracker.url)
 for step in range(5):
@@ -413,6 +420,8 @@ def service(monkeypatch) -> Iterator[Service]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
+    for wait in ("PROBE_SECONDS", "INIT_SECONDS", "FINISH_SECONDS"):
+        monkeypatch.setattr(weights_and_biases, wait, PATIENCE)
     yield service
     server.shutdown()
     server.server_close()
@@ -475,7 +484,8 @@ def test_a_service_that_dies_in_the_middle_does_not_stall(tmp_path, service):
     frozen = tmp_path / "frozen"
     service.dead_after = frozen.exists
     freeze = f"Path({str(frozen)!r}).touch()"
-    ended = run_program(ONE_RUN.replace("MODE", "'auto'").replace("FREEZE", freeze), tmp_path)
+    program = ONE_RUN.replace("MODE", "'auto'").replace("FREEZE", freeze)
+    ended = run_program(program, tmp_path, "PROBE_SECONDS", "INIT_SECONDS")
     assert ended.returncode == 0
     assert ended.stdout.startswith("online http")
     (line,) = ended.stderr.splitlines()
@@ -486,7 +496,8 @@ def test_a_service_that_dies_in_the_middle_does_not_stall(tmp_path, service):
 def test_a_service_that_dies_at_the_start_does_not_stall(tmp_path, service):
     """It answers the probe, and nothing after it."""
     service.dead_after = lambda: bool(service.questions)
-    ended = run_program(ONE_RUN.replace("MODE", "'auto'").replace("FREEZE", "pass"), tmp_path)
+    program = ONE_RUN.replace("MODE", "'auto'").replace("FREEZE", "pass")
+    ended = run_program(program, tmp_path, "PROBE_SECONDS")
     assert ended.returncode == 0
     assert ended.stdout == "offline None\n"
     (line,) = ended.stderr.splitlines()
