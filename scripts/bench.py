@@ -3,12 +3,16 @@
     python scripts/bench.py                        every case, on the GPU if there is one
     python scripts/bench.py proto-mini-5w --precision bf16 --rounds 5 --json bench.json
     python scripts/bench.py maml-omni --vs HEAD~3  this checkout beside an earlier revision
+    python scripts/bench.py maml-omni --ranks 2    each meta-batch shared by two processes
 
 A case is a command line of metarun on made-up images: its parts are built as for any run and work
 in `metarun.train.fit`, or in the test's `metarun.evaluate.answers`. Each is a process of its own;
 they take turns, in an order that turns by one each round, so that a slow minute of the machine
 falls on all of them. After a turn a process gives back what memory it can, and a step or two that
 are not timed begin the next; still, each keeps about half a gigabyte.
+
+With --ranks a case is as many processes, as torchrun starts them, and what is told of its memory
+and of its time outside is the first one's.
 
 tasks/s   tasks (episodes; sequences of mann) per second: the median of the rounds, and the extremes
 GFLOP/s   of useful arithmetic: that of the network's convolutions, avoided or not, and nothing else
@@ -28,6 +32,7 @@ then for each line `run SECONDS` on stdin it works for about that long and print
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -43,6 +48,7 @@ from bench_cases import CASES
 from bench_worker import serve
 
 ROOT = Path(__file__).resolve().parents[1]
+TOLD = "bench.py: "  # begins the line that says why a process ends
 COLUMNS = {  # figure: heading, digits
     "tasks_per_second": ("tasks/s", 2),
     "slowest": ("slowest", 2),
@@ -76,7 +82,8 @@ class Worker:
         code = self.process.wait()
         self.errors.seek(0)
         said = self.errors.read().splitlines() or [f"its process ended with code {code}"]
-        self.failure = said[-1].removeprefix("bench.py: ")
+        ours = [line for line in said if line.startswith(TOLD)]  # and not torchrun's own
+        self.failure = (ours or said)[-1].removeprefix(TOLD)
         return {}
 
     def run(self, seconds: float) -> None:
@@ -138,7 +145,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         leave(ceiling.failure)
     rates = {name: median(done[name] for done in ceiling.rounds) for name in ceiling.rounds[0]}
     cases = {case: figures(rates, *pair) for case, pair in workers.items()}
-    asked = {key: vars(arguments)[key] for key in ("precision", "set", "rounds", "seconds", "vs")}
+    asked = {
+        key: vars(arguments)[key]
+        for key in ("precision", "set", "rounds", "seconds", "ranks", "vs")
+    }
     return {"machine": ceiling.facts, "asked": asked, "ceiling": rates, "cases": cases}
 
 
@@ -202,6 +212,7 @@ def main() -> None:
     add("--rounds", type=int, default=3, help="over all cases (default: 3)")
     add("--seconds", type=float, default=5, help="of each turn (default: 5)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="for every case's config")
+    add("--ranks", type=int, default=1, metavar="N", help="processes of each case (default: 1)")
     add("--vs", metavar="REV", help="a revision to measure beside this checkout")
     add("--json", metavar="FILE", help="where to write the figures")
     add("--worker", metavar="CASE", help="be the process of that case, or of the ceiling")
@@ -212,8 +223,8 @@ def main() -> None:
     for case in [*arguments.cases, *worker]:
         if case not in CASES:
             leave(f"{case}: there is no such case; there are {', '.join(CASES)}")
-    if arguments.rounds < 1 or not arguments.seconds >= 0:
-        leave("--rounds: 1 or more are needed; --seconds: 0 or more")
+    if min(arguments.rounds, arguments.ranks) < 1 or not arguments.seconds >= 0:
+        leave("--rounds, --ranks: 1 or more are needed; --seconds: 0 or more")
     if arguments.json and not Path(arguments.json).parent.is_dir():
         leave(f"--json {arguments.json}: there is no such folder")
     if arguments.worker:
@@ -226,7 +237,14 @@ def main() -> None:
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """Be one of the processes that are measured."""
+    """Be one of the processes that are measured, or become those that are its ranks."""
+    if arguments.ranks > 1 and arguments.worker != "ceiling" and "RANK" not in os.environ:
+        os.environ.setdefault(
+            "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.ranks))
+        )
+        torchrun = ["-m", "torch.distributed.run", "--standalone"]
+        each = f"--nproc-per-node={arguments.ranks}"
+        os.execv(sys.executable, [sys.executable, *torchrun, each, *sys.argv])
     sys.path.insert(0, arguments.tree)
     device = [f"device.name={arguments.device}", f"device.precision={arguments.precision}"]
     try:
@@ -238,7 +256,7 @@ def work(arguments: argparse.Namespace) -> None:
 
 def leave(text: str) -> NoReturn:
     """Say why in one line, and exit."""
-    print(f"bench.py: {text}", file=sys.stderr)
+    print(f"{TOLD}{text}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -24,11 +24,19 @@ FOREVER = 10**9  # steps
 def serve(name: str, cases: list[str], settings: list[str]) -> None:
     """Answer on stdout, in JSON, whenever stdin says `run SECONDS`.
 
-    `name` is a case or "ceiling", which is that of the `cases`; `settings` are overrides.
+    `name` is a case or "ceiling", which is that of the `cases`; `settings` are overrides. Of
+    several ranks the first answers, and the others keep step with it.
     """
+    from metarun import ranks
+
     answers = os.fdopen(os.dup(1), "w")  # nothing else is to be printed on stdout
     os.dup2(2, 1)
+    if ranks.expected() > 1:
+        ranks.join()
     job = Ceiling(cases, settings) if name == "ceiling" else Case(name, settings)
+    if ranks.rank():
+        job.follow()
+        return
     say = {"ready": True, **job.facts}
     while True:
         give_back_memory()
@@ -149,12 +157,15 @@ class Case:
 
     def training(self) -> Iterator[int]:
         """Train on and on; yields the tasks of the first step, then of each line of the log."""
+        from metarun import ranks
+
         yield from self.fit(steps=1, log_every=1)
         log_every = self.config.train.log_every
         if not self.clock.on_gpu:  # where steps can take long, and a turn is not to be much longer
             start = self.clock.now()
             sum(self.fit(steps=2, log_every=1))
             log_every = max(1, min(log_every, int(0.2 / (self.clock.now() - start))))
+            log_every = ranks.from_first(lambda: log_every)
         yield from self.fit(FOREVER, log_every)
 
     def fit(self, steps: int, log_every: int) -> Iterator[int]:
@@ -186,6 +197,14 @@ class Case:
         for count in chain([self.config.eval.tasks], repeat(self.config.eval.episodes)):
             experiment.score(self.parts, experiment.episodes_of(self.parts, "test", count))
             yield count
+
+    def follow(self) -> None:
+        """Work until the first rank has ended."""
+        from metarun.errors import Interrupted
+
+        with suppress(Interrupted):
+            for _ in self.work:
+                pass
 
     def run(self, seconds: float) -> dict[str, Any]:
         """Work for about that long; what was done."""

@@ -129,12 +129,31 @@ def test_worker_speaks_the_protocol_and_nothing_else():
         assert answer["peak_mib"] >= 0  # a small one may need no more than the imports took
 
 
+def test_two_ranks_share_the_tasks_of_a_case():
+    small = ["--set", "backbone.width=4", "--set", "sampler.tasks=4"]
+    worker = start("--ranks", "2", "--worker", "fomaml-omni", *small)
+    out, errors = worker.communicate("run 0.1\n")
+    ready, done = map(json.loads, out.splitlines())
+    assert worker.returncode == 0, errors
+    assert ready["ready"] is True
+    assert done["units"] % 4 == 0  # whole meta-batches
+    assert done["units"] > 0
+
+
+def test_a_case_that_ranks_cannot_share_says_why():
+    """In the row's words, not in those of torchrun, which reports an end of its own."""
+    arguments = ["--ranks", "2", "proto-omni-5w", "--set", "backbone.width=4", "--rounds", "1"]
+    out, _ = start(*arguments, "--seconds", "0").communicate()
+    assert "not run: 2 ranks share the tasks of a meta-batch" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["proto-omni"], "proto-omni: there is no such case; there are proto-omni-5w, "),
         (["--worker", "proto-omni"], "proto-omni: there is no such case; "),
-        (["mann", "--rounds", "0"], "--rounds: 1 or more are needed"),
+        (["mann", "--rounds", "0"], "--rounds, --ranks: 1 or more are needed"),
+        (["mann", "--ranks", "0"], "--rounds, --ranks: 1 or more are needed"),
         (["mann", "--json", "no/such/file"], "--json no/such/file: there is no such folder"),
     ],
 )
