@@ -145,10 +145,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         leave(ceiling.failure)
     rates = {name: median(done[name] for done in ceiling.rounds) for name in ceiling.rounds[0]}
     cases = {case: figures(rates, *pair) for case, pair in workers.items()}
-    asked = {
-        key: vars(arguments)[key]
-        for key in ("precision", "set", "rounds", "seconds", "ranks", "vs")
-    }
+    settings = ("precision", "set", "rounds", "seconds", "ranks", "vs")
+    asked = {key: vars(arguments)[key] for key in settings}
     return {"machine": ceiling.facts, "asked": asked, "ceiling": rates, "cases": cases}
 
 
@@ -239,9 +237,8 @@ def main() -> None:
 def work(arguments: argparse.Namespace) -> None:
     """Be one of the processes that are measured, or become those that are its ranks."""
     if arguments.ranks > 1 and arguments.worker != "ceiling" and "RANK" not in os.environ:
-        os.environ.setdefault(
-            "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.ranks))
-        )
+        threads = max(1, (os.cpu_count() or 1) // arguments.ranks)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         torchrun = ["-m", "torch.distributed.run", "--standalone"]
         each = f"--nproc-per-node={arguments.ranks}"
         os.execv(sys.executable, [sys.executable, *torchrun, each, *sys.argv])
