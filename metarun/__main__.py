@@ -1,5 +1,5 @@
 """`python -m metarun` is `metarun`."""
 
-from metarun.cli import main
+from metarun.cli.main import main
 
 main()

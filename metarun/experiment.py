@@ -360,7 +360,7 @@ def refuse_foreign_targets(config: DictConfig, key: str) -> None:
         except (ImportError, AttributeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{key}.{place}={target}: it cannot be imported: {reason}") from None
-        # Where it really comes from: metarun.cli.os.system is not ours.
+        # Where it really comes from: metarun.cli.main.os.system is not ours.
         home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
         if not is_allowed(home, list(config.plugins.allow)):
             raise UserError(f"{key}.{place}={target}: this is {home}, which is not allowed to run")

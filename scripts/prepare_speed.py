@@ -120,14 +120,15 @@ def ask(*arguments: str) -> dict[str, Any]:
 
 def prepare(root: str) -> dict[str, float]:
     """Seconds that mode=prepare takes once torch is imported, and the most memory in use."""
-    from metarun import cli
+    from metarun.cli.main import load_torch
+    from metarun.cli.main import main as metarun
 
-    cli.load_torch()
+    load_torch()
     program = peak_rss()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
         sys.argv = ["metarun", "mode=prepare", "data=miniimagenet", f"data.root={root}"]
-        cli.main()
+        metarun()
     return {"seconds": time.perf_counter() - began, "program": program, "mib": peak_rss()}
 
 

@@ -85,10 +85,10 @@ class Watch(MetaPathFinder):
 def watched() -> None:
     """`metarun` with the arguments after --watched."""
     sys.meta_path.insert(0, Watch())
-    from metarun import cli
+    from metarun.cli.main import main as metarun
 
     sys.argv = ["metarun", *sys.argv[2:]]
-    cli.main()
+    metarun()
 
 
 if __name__ == "__main__":

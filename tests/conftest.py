@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarun import cli
+from metarun.cli.main import main
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -63,7 +63,7 @@ class CommandLine:
     def main(self, *arguments: str) -> None:
         """The command line as it is."""
         self.monkeypatch.setattr(sys, "argv", ["metarun", *arguments])
-        cli.main()
+        main()
 
     def error(self, *arguments: str) -> str:
         """What the command line says when it refuses, after checks of how it does so."""

@@ -38,13 +38,13 @@ PATIENCE = 240  # seconds, on a machine that does much else
 RANK = """
 import json, os, sys
 from torch import distributed
-from metarun import cli
+from metarun.cli.main import main
 codes = {}
 for name, port, arguments in json.loads(sys.argv[1]):
     os.environ["MASTER_PORT"] = str(port)
     sys.argv = ["metarun", *arguments]
     try:
-        cli.main()
+        main()
     except SystemExit as leaving:
         codes[name] = leaving.code
         distributed.destroy_process_group()

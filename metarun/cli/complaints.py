@@ -6,8 +6,8 @@ import hydra
 from hydra.errors import MissingConfigException
 
 from metarun import config as schema
+from metarun.cli.help import choice_files
 from metarun.composing import conf_folder, plain
-from metarun.help import choice_files
 
 
 def missing_choice(error: MissingConfigException) -> str:

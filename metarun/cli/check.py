@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from metarun import config as schema
-from metarun import launchers
+from metarun.cli import launchers
 from metarun.composing import composed, conf_folder, plain
 from metarun.errors import UserError
 

@@ -5,8 +5,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import metarun
+from metarun.cli.help import described, help_text
 from metarun.config import flat
-from metarun.help import described, help_text
 
 CHECKOUT = Path(metarun.__file__).parents[1] / "conf"
 CONF = CHECKOUT if CHECKOUT.is_dir() else Path(metarun.__file__).parent / "conf"

@@ -22,15 +22,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun import config as schema
-from metarun import launchers, ranks, rerun, runfolder
-from metarun.check import BUILT, check
-from metarun.command_line import choices_of, parsed_arguments
-from metarun.complaints import missing_choice, one_line
+from metarun import ranks, rerun, runfolder
+from metarun.cli import launchers
+from metarun.cli.check import BUILT, check
+from metarun.cli.command_line import choices_of, parsed_arguments
+from metarun.cli.complaints import missing_choice, one_line
+from metarun.cli.help import help_text
+from metarun.cli.sweep import run_sweep
 from metarun.composing import conf_folder, plain
 from metarun.errors import DataChanged, Interrupted, InUse, UserError
-from metarun.help import help_text
 from metarun.signals import StopSignals
-from metarun.sweep import run_sweep
 from metarun.tables import cells
 
 

@@ -11,8 +11,8 @@ import yaml
 from hydra._internal.core_plugins import basic_launcher
 from omegaconf import OmegaConf
 
-from metarun import cli
-from metarun.check import check
+from metarun.cli.check import check
+from metarun.cli.main import objective
 from metarun.composing import conf_folder
 from metarun.tables import cells
 from metarun.tracking.weights_and_biases import flat
@@ -122,7 +122,7 @@ def test_refused_at_once(metarun, typed, said):
             "Reptile keeps something from one meta-batch for the next",
         ),
         ("optim.betas=[0.9]", "optim: "),
-        ("backbone._target_=metarun.cli.os.system", "which is not allowed to run"),
+        ("backbone._target_=metarun.cli.main.os.system", "which is not allowed to run"),
         ("backbone._target_=metarun.backbones.conv5.Conv5", "it cannot be imported"),
     ],
 )
@@ -201,7 +201,7 @@ def test_answers_without_torch():
     for arguments in (["--help"], ["--cfg", "job"], ["wya=3"]):
         program = (
             f"import sys; sys.argv = ['metarun', *{arguments}]\n"
-            "from metarun.cli import main\n"
+            "from metarun.cli.main import main\n"
             "try: main()\n"
             "except SystemExit: pass\n"
             "sys.exit(len({'torch', 'wandb', 'matplotlib'} & set(sys.modules)))"
@@ -428,10 +428,10 @@ def test_a_job_returns_its_validation(metarun):
 
 def test_a_search_maximises():
     """Errors are less than none, so that the lowest of them is the best."""
-    assert cli.objective({"val": {"accuracy": 0.7}, "test": {"accuracy": 0.9}}) == 0.7
-    assert cli.objective({"val": {"mse": 0.2}, "test": {"mse": 0.1}}) == -0.2
+    assert objective({"val": {"accuracy": 0.7}, "test": {"accuracy": 0.9}}) == 0.7
+    assert objective({"val": {"mse": 0.2}, "test": {"mse": 0.1}}) == -0.2
     for nothing in ({"val": None}, {}, {"val": {"mse": None}}):  # null is what is not finite
-        assert cli.objective({**nothing, "test": {"accuracy": 0.9}}) is None
+        assert objective({**nothing, "test": {"accuracy": 0.9}}) is None
 
 
 SEARCH = ("-m", "hydra/sweeper=search", "optim.lr=tag(log,interval(0.0001,0.1))")
@@ -466,7 +466,7 @@ def test_a_search_that_tries_values_again(metarun):
 
 def test_search_without_optuna(metarun):
     """What to install is told."""
-    metarun.monkeypatch.setattr("metarun.check.find_spec", lambda name: None)
+    metarun.monkeypatch.setattr("metarun.cli.check.find_spec", lambda name: None)
     assert "pip install 'metarun[search]'" in metarun.error(*SEARCH)
     assert "set train.split=train" in metarun.error(*SEARCH, "train.split=trainval")
     custom = "hydra.sweeper.custom_search_space=os.system"
@@ -513,7 +513,7 @@ def test_wheel_has_the_configs(metarun, tmp_path):
             f"import sys; sys.path.insert(0, {str(place)!r}); import metarun\n"
             f"assert metarun.__file__.startswith({str(place)!r})\n"
             "sys.argv = ['metarun', '--cfg', 'job', 'algo=protonet', 'way=7']\n"
-            "from metarun.cli import main; main()"
+            "from metarun.cli.main import main; main()"
         )
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path
@@ -526,7 +526,9 @@ def test_wheel_has_the_configs(metarun, tmp_path):
 
 def test_loading_torch_leaves_the_garbage_collector_on_and_nothing_to_say():
     """Frozen objects that outlive the interpreter's end would be told there as leaks."""
-    script = "import gc; from metarun.cli import load_torch; load_torch(); print(gc.isenabled())"
+    script = (
+        "import gc; from metarun.cli.main import load_torch; load_torch(); print(gc.isenabled())"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from metarun import launchers
-from metarun.check import check
+from metarun.cli import launchers
+from metarun.cli.check import check
 from metarun.composing import conf_folder
 from metarun.errors import UserError
 from tests.test_experiment import arguments, wait_for_checkpoint
@@ -160,7 +160,7 @@ def test_a_job_that_slurm_requeues_goes_on(metarun, monkeypatch, capsys):
         "    print('requeued:', status, flush=True)\n"
         "    sys.exit(255)\n"
         "signal.signal(signal.SIGUSR2, requeue)\n"
-        "from metarun.cli import main\n"
+        "from metarun.cli.main import main\n"
         "main()\n"
     )
     given = arguments(metarun, "a")

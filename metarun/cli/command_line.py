@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 
 from metarun import config as schema
 from metarun import ranks
-from metarun.complaints import missing_choice_of
+from metarun.cli.complaints import missing_choice_of
+from metarun.cli.help import choice_files
 from metarun.composing import conf_folder
 from metarun.errors import UserError
-from metarun.help import choice_files
 from metarun.tables.asked import Asked, asked
 
 

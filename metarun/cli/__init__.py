@@ -1,0 +1,1 @@
+"""The command line: the one place, with composing.py, that knows Hydra."""
