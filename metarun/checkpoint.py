@@ -86,6 +86,12 @@ def refuse_another_run(content: dict[str, Any], config: dict[str, Any]) -> None:
             f"resume=auto: this run was started with {' '.join(changed)}: say the same, "
             "or choose another name="
         )
+    done, steps = content["progress"]["step"], config["train"]["steps"]
+    if steps < done:
+        raise UserError(
+            f"resume=auto: this run has done {done} steps, and train.steps={steps}: "
+            f"give {done} or more, or choose another name="
+        )
 
 
 def refuse_another_model(

@@ -687,6 +687,8 @@ def start_trackers(
     )
     if resumed:
         console.message(f"going on after step {progress.step}")
+    if results["trained_on"] != parts.data.checksum:
+        console.message("the model was trained on other data; data= says what it is tested on")
     lines = jsonlines.JsonLines(folder / "metrics.jsonl", progress.step if resumed else None)
     history = jsonlines.read(folder / "metrics.jsonl") if resumed else []
     return Trackers(console, lines, weights_and_biases(parts, folder, names, results, history))
@@ -723,8 +725,10 @@ def kept(
 ) -> Iterator[None]:
     """Keeps the folder's results.json telling how the run stands, however it ends, and what CPU
     time it took: its share, as one of so many `runs` of this process, and that of the `earlier`
-    part of the run."""
+    part of the run. If that part had finished, its results are put by."""
     began = time.process_time()
+    if earlier.get("status") == "finished":
+        runfolder.put_by(folder)
     runfolder.write_json(folder / "results.json", results)
     try:
         yield

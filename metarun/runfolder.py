@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -106,6 +107,15 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def put_by(folder: Path) -> None:
+    """Copy the results of the finished run in `folder`, and those of its episodes, to files of the
+    next free number, results.1.json and so on, before others take their place."""
+    number = next(n for n in count(1) if not (folder / f"results.{n}.json").exists())
+    for path in [folder / "results.json", folder / "episodes.csv"]:
+        if path.exists():
+            write_text(path.with_suffix(f".{number}{path.suffix}"), path.read_text())
 
 
 def temporary_name(path: Path) -> Path:

@@ -183,10 +183,24 @@ def test_trained_longer(metarun):
     """A finished run goes on when more steps are asked for, as if it had been asked at once."""
     metarun.run("name=a", "train.steps=8")
     metarun.run("name=b", "train.steps=4")
+    folder = metarun.folder / "outputs/b"
+    shorter = [(folder / name).read_text() for name in ("results.json", "episodes.csv")]
     metarun.run("name=b", "train.steps=8", "resume=auto")
+    put_by = [(folder / name).read_text() for name in ("results.1.json", "episodes.1.csv")]
+    assert put_by == shorter
     assert same(weights(metarun, "a"), weights(metarun, "b"))
     assert metarun.results("a")["test"] == metarun.results("b")["test"]
     assert records(metarun, "a") == records(metarun, "b")
+
+
+def test_fewer_steps_than_were_done(metarun):
+    """The model would be of more steps than its config says."""
+    metarun.run("name=a", "train.steps=4")
+    again = [*metarun.data, *QUICK, "hydra.run.dir=outputs/a", "name=a", "resume=auto"]
+    before = metarun.results("a")
+    said = metarun.error(*again, "train.steps=3")
+    assert "has done 4 steps, and train.steps=3: give 4 or more" in said
+    assert metarun.results("a") == before
 
 
 def test_more_test_episodes(metarun):

@@ -109,7 +109,11 @@ def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig)
     )
     reference = elsewhere | {key: grouped[key] for key in BUILT}
     reference["eval"] = elsewhere["eval"] | {"sampler": grouped["eval"]["sampler"]}
-    schema.check(plain(whole), reference, list(allowed))
+    checked = plain(whole)
+    schema.check(checked, reference, list(allowed))
+    for key, value in checked["eval"]["sampler"].items():
+        if value != checked["eval"].get(key, value):
+            raise UserError(f"eval.sampler.{key}={value}: it is set as eval.{key}={value}")
 
 
 def is_ours(group: str) -> bool:

@@ -66,6 +66,8 @@ EXPERIMENTS = sorted(
         ("optim.lr=nan", "optim.lr=nan: it must be finite"),
         ("name=.", "name=.: not a folder's name"),
         ("plugins.allow=5", "plugins.allow=5: a list is needed"),
+        ("eval.sampler.shot=4", "eval.sampler.shot=4: it is set as eval.shot=4"),
+        ("eval=variable eval.sampler.way=4", "eval.sampler.way=4: it is set as eval.way=4"),
         ("mode=test checkpoint=5", "checkpoint=5: there is no such file"),
         ("+hydra.job.env_set.PATH=/evil", "hydra.job.env_set: it cannot be changed"),
         ("hydra.mode=MULTIRUN", "hydra.mode: it cannot be changed in metarun"),
@@ -292,13 +294,15 @@ def test_published_data_runs(metarun, published, data):
     assert results["data"]["classes"]["test"] == PUBLISHED[data]
 
 
-def test_data_without_training_classes(metarun, published):
+def test_data_without_training_classes(metarun, published, capsys):
     """It tests a model that was trained on other data; training on it is refused."""
     signs = ("data=gtsrb", f"data.root={published}")
     assert "data=gtsrb has no classes to train on" in metarun.error(*signs)
     metarun.main("data=dtd", f"data.root={published}", *TWO_STEPS, "name=run")
     checkpoint = "checkpoint=outputs/dtd/protonet/run/checkpoints/best.pt"
+    capsys.readouterr()
     metarun.main(*signs, *TWO_STEPS, "mode=test", checkpoint, "name=run")
+    assert "trained on other data; data= says what it is tested on" in capsys.readouterr().out
     assert metarun.results("gtsrb/protonet/run")["data"]["classes"]["test"] == 43
 
 
