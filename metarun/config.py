@@ -263,14 +263,15 @@ def wanted(default: Any) -> str:
 
 
 def nearest(word: str, words: Any) -> str:
-    """ ", did you mean …?" with the most similar of `words`, or nothing."""
-    words = list(words)
-    _, dot, last = word.rpartition(".")
+    """ ", did you mean …?" with the most similar other of `words`, or nothing."""
+    words = [other for other in words if other != word and not other.endswith("_target_")]
+    group, dot, last = word.rpartition(".")
     found = difflib.get_close_matches(word, words, n=1, cutoff=0.75)
     if not found:  # the right last part in the wrong group
         found = [other for other in words if other.rpartition(".")[2] == last][:1]
-    if not found:
-        found = difflib.get_close_matches(word, [w for w in words if ("." in w) == bool(dot)], n=1)
+    if not found:  # in its group, whose name would make all of its keys alike
+        lasts = [w.rpartition(".")[2] for w in words if w.rpartition(".")[0] == group]
+        found = [f"{group}{dot}{near}" for near in difflib.get_close_matches(last, lasts, n=1)]
     return f", did you mean {found[0]}?" if found else ""
 
 

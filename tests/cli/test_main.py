@@ -33,6 +33,16 @@ EXPERIMENTS = sorted(
         ("train.stepz=3", "train.stepz: there is no such key, did you mean train.steps?"),
         ("+stepz=3", "stepz: there is no such key"),
         ("distance=cosine", "did you mean algo.distance?"),
+        ("algo=maml algo.inner_step=3", "did you mean algo.inner_steps?"),
+        ("algo=maml algo.test_step=3 wya=3", "did you mean algo.test_steps?"),
+        ("data=omniglot data.spilts=minimal", "did you mean data.splits?"),
+        ("backbone=resnet12 backbone.width=8", "did you mean backbone.widths?"),
+        ("-m data=glyphs,sinusoid backbone.width=8", "did you mean backbone.widths?"),
+        ("data=[omniglot,glyphs] data.root=DIR", "did you mean data.sources.omniglot.root?"),
+        ("augment=crop_flip augment.crop.paddin=2", "did you mean augment.crop.padding?"),
+        ("experiment/ladder/one_shot=maml", "write +experiment/ladder/one_shot=CHOICE"),
+        ("+experiment/ladder/oneshot=maml", "no such group of choices, did you mean experiment/"),
+        ("-m +experiment/ladder/oneshot=glob(p*)", "did you mean experiment/ladder/one_shot?"),
         ("way=five", "way=five: a whole number is needed"),
         ("way=2.5", "way=2.5: a whole number is needed"),
         ("way=true", "way=true: a whole number is needed"),
@@ -131,6 +141,12 @@ def test_refused_before_training(metarun, typed, said):
     text = metarun.error(*metarun.data, *typed.split(), "hydra.run.dir=outputs/run")
     assert said in text
     assert not (metarun.folder / "outputs/run").exists()
+
+
+def test_no_key_is_suggested_that_is_not_there(metarun):
+    """As the very one that was typed, or that of another class."""
+    said = metarun.error("backbone=identity", "backbone.width=8")
+    assert said == "backbone.width: there is no such key"
 
 
 def test_prepare_and_verify(metarun, capsys):
