@@ -284,3 +284,11 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else str(value)
+
+
+def spelled(key: str, text: object) -> str:
+    """`key=text` for the command line, the text in quotes if Hydra cannot read it without."""
+    text = str(text)
+    if not re.fullmatch(r"[\w/+.$%*@?|: -]*", text, re.ASCII):
+        text = '"' + text.replace('"', r"\"") + '"'
+    return f"{key}={text}"

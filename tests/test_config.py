@@ -1,8 +1,9 @@
 import copy
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from metarun.config import check, differences, fits, flat, is_allowed, shown, targets
+from metarun.config import check, differences, fits, flat, is_allowed, shown, spelled, targets
 from metarun.errors import UserError
 
 REFERENCE = {
@@ -222,3 +223,11 @@ def test_values_as_one_would_type_them():
         *("true", "null", "0.5", "x"),
         "[a,b]",
     ]
+
+
+@pytest.mark.parametrize(
+    "text", ["run", "/a/b-1.5_c", "two words", "é", "(x)", "a=b", "a'b", 'a"b', "a,b", "[a]", "#&~"]
+)
+def test_a_text_is_spelled_as_it_is_read(text):
+    (read,) = OverridesParser.create().parse_overrides([spelled("name", text)])
+    assert (read.key_or_group, str(read.value())) == ("name", text)

@@ -1,9 +1,10 @@
 """What Hydra and OmegaConf refuse, told in one line."""
 
 import re
+import shlex
 from typing import Any
 
-from hydra.errors import ConfigCompositionException, MissingConfigException
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 
 from metarun import config as schema
@@ -29,6 +30,15 @@ def missing_choice_of(group: str, choice: str, options: list[str]) -> str:
         f"{group}={choice}: there is no such choice{schema.nearest(choice, options)}"
         f"; {group} can be {', '.join(options)}"
     )
+
+
+def unreadable(error: OverrideParseException) -> str:
+    """One line for an override that Hydra cannot read, which says how it can, if in quotes."""
+    key, _, value = error.override.partition("=")
+    quoted = schema.spelled(key, value)
+    if quoted != f"{key}={value}" and not value.startswith(("[", "{")):
+        return f"{error.override}: cannot be read: quote the value: {shlex.quote(quoted)}"
+    return f"{error.override}: cannot be read: write key=value ({one_line(error)})"
 
 
 def one_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from hydra._internal.core_plugins import basic_launcher
 from omegaconf import OmegaConf
 
 from metarun.cli.check import check
-from metarun.cli.main import objective
+from metarun.cli.main import go_on, objective
 from metarun.composing import conf_folder
 from metarun.tables import cells
 from metarun.tracking.weights_and_biases import flat
@@ -70,7 +71,9 @@ EXPERIMENTS = sorted(
         ("name=a/b", "name=a/b: not a folder's name"),
         ("~train", "train.steps: it cannot be left out"),
         ("train", "train: cannot be read: write key=value"),
-        ("way=[5", "way=[5: cannot be read"),
+        ("way=[5", "way=[5: cannot be read: write key=value"),
+        ("name=é", """name=é: cannot be read: quote the value: 'name="é"'"""),
+        ("name=a=b", """quote the value: 'name="a=b"'"""),
         ("seed=0,1", "several values are a sweep: add -m"),
         ("device=null", "device=null: a run needs one"),
         ("optim.lr=nan", "optim.lr=nan: it must be finite"),
@@ -147,6 +150,16 @@ def test_no_key_is_suggested_that_is_not_there(metarun):
     """As the very one that was typed, or that of another class."""
     said = metarun.error("backbone=identity", "backbone.width=8")
     assert said == "backbone.width: there is no such key"
+
+
+def test_going_on_with_a_name_in_quotes():
+    """The name is typed as Hydra can read it."""
+    about = SimpleNamespace(
+        runtime=SimpleNamespace(config_sources=[]),
+        overrides=SimpleNamespace(task=["way=3", 'name="é"'], hydra=["hydra.run.dir=a b"]),
+    )
+    command = go_on(about, "é", Path("a b"))
+    assert command == ["metarun", "way=3", 'name="é"', "resume=auto", "hydra.run.dir=a b"]
 
 
 def test_prepare_and_verify(metarun, capsys):
