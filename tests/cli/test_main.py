@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import yaml
 from hydra._internal.core_plugins import basic_launcher
 from omegaconf import OmegaConf
 
+from metarun import __version__
 from metarun.cli.check import check
 from metarun.cli.main import go_on, objective
 from metarun.composing import conf_folder
@@ -236,6 +238,14 @@ def test_answers_without_torch():
             "sys.exit(len({'torch', 'wandb', 'matplotlib'} & set(sys.modules)))"
         )
         assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
+def test_version(metarun, capsys):
+    """It is metarun's, and what composes its configs stands beside it."""
+    with pytest.raises(SystemExit) as leaving:
+        metarun.main("--version")
+    assert leaving.value.code == 0
+    assert capsys.readouterr().out == f"metarun {__version__} (Hydra {version('hydra-core')})\n"
 
 
 def test_config_shown(metarun, capsys):
