@@ -101,8 +101,8 @@ def refuse_another_model(
 ) -> None:
     """Raise UserError when `content` is of another algorithm or backbone than the config's, or of
     others of its `groups`."""
-    ours, theirs = ({key: part[key] for key in groups} for part in (config, content["config"]))
-    changed = differences(ours, theirs, except_for=AT_TEST)
+    trained = {**config, **{group: content["config"][group] for group in groups}}
+    changed = differences(config, trained, except_for=AT_TEST)
     if changed:
         raise UserError(f"the checkpoint was trained with {' '.join(changed)}: say the same")
 

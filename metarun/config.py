@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from metarun.composing import conf_folder
 from metarun.errors import UserError
 
 TARGETS = (
@@ -229,14 +232,48 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(config: dict[str, Any], other: dict[str, Any], except_for: list[str]) -> list[str]:
-    """Keys at or below which the two configs say different things, as `key=value` of `other`."""
-    ours, theirs = flat(config), flat(other)
-    incidental = tuple(f"{key}." for key in except_for)
-    return [
+    """What `other` says that `config` does not, as one would type it, but for keys at or below
+    `except_for`: `key=value`, after `group=choice` where a group is of other classes."""
+    choices, of_other_classes = [], []
+    for group, content in other.items():
+        if classes(config.get(group)) != classes(content):
+            of_other_classes.append(f"{group}.")
+            if alike := committed_choices(config, group, content):
+                name = min(alike, key=lambda name: len(unlike(alike[name], {group: content})))
+                choices.append(f"{group}={name}")
+                config = {**config, **alike[name]}
+    theirs, incidental = flat(other), tuple(f"{key}." for key in except_for)
+    return choices + [
         f"{key}={shown(theirs.get(key))}"
-        for key in ours | theirs
-        if ours.get(key) != theirs.get(key) and not f"{key}.".startswith(incidental)
+        for key in unlike(config, other)
+        if not f"{key}.".startswith(incidental)
+        and (key in theirs or not key.startswith(tuple(of_other_classes)))
     ]
+
+
+def unlike(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The keys, as they are typed, of which the two configs say different things."""
+    ours, theirs = flat(config), flat(other)
+    return [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+
+
+def classes(config: Any) -> dict[str, str]:
+    """What stands for `_target_` anywhere in the config."""
+    return dict(targets(config))
+
+
+def committed_choices(config: dict[str, Any], group: str, content: Any) -> dict[str, dict]:
+    """The committed choices of the group that have the classes of `content`: by its name, the group
+    as it would be in `config` if it were chosen."""
+    found = {}
+    for path in sorted((conf_folder() / group).glob("*.yaml")):
+        file: Any = OmegaConf.to_container(OmegaConf.load(path))
+        own = file.get(group, file)  # one that sets other groups too spells whole keys
+        if classes(own) == classes(content):
+            whole = {**config, group: own and {**(config.get(group) or {}), **own}}
+            resolved: Any = OmegaConf.to_container(OmegaConf.create(whole), resolve=True)
+            found[path.stem] = {group: resolved[group]}
+    return found
 
 
 def fits(value: Any, default: Any) -> bool:
@@ -263,14 +300,15 @@ def wanted(default: Any) -> str:
 
 
 def nearest(word: str, words: Any) -> str:
-    """ ", did you mean …?" with the most similar of `words`, or nothing."""
-    words = list(words)
-    _, dot, last = word.rpartition(".")
+    """ ", did you mean …?" with the most similar other of `words`, or nothing."""
+    words = [other for other in words if other != word and not other.endswith("_target_")]
+    group, dot, last = word.rpartition(".")
     found = difflib.get_close_matches(word, words, n=1, cutoff=0.75)
     if not found:  # the right last part in the wrong group
         found = [other for other in words if other.rpartition(".")[2] == last][:1]
-    if not found:
-        found = difflib.get_close_matches(word, [w for w in words if ("." in w) == bool(dot)], n=1)
+    if not found:  # in its group, whose name would make all of its keys alike
+        lasts = [w.rpartition(".")[2] for w in words if w.rpartition(".")[0] == group]
+        found = [f"{group}{dot}{near}" for near in difflib.get_close_matches(last, lasts, n=1)]
     return f", did you mean {found[0]}?" if found else ""
 
 
@@ -283,3 +321,11 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else str(value)
+
+
+def spelled(key: str, text: object) -> str:
+    """`key=text` for the command line, the text in quotes if Hydra cannot read it without."""
+    text = str(text)
+    if not re.fullmatch(r"[\w/+.$%*@?|: -]*", text, re.ASCII):
+        text = '"' + text.replace('"', r"\"") + '"'
+    return f"{key}={text}"

@@ -1,5 +1,6 @@
 """mode=embed: a data set through a frozen backbone once, and its features stored as data."""
 
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from metarun import checkpoint, runfolder
 from metarun.backbones.batch_norm import BatchNorm
 from metarun.composing import plain
+from metarun.config import spelled
 from metarun.data import features
 from metarun.data.split import Split
 from metarun.data.store import SPLITS, DataSet, file_sha256
@@ -37,9 +39,10 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
     started = time.time()
     to = Path(str(config.to)).expanduser() if config.to else folder / "features"
     with StopSignals(), runfolder.claimed(folder):
+        use = f"use them with data=features {shlex.quote(spelled('data.root', to))}"
         earlier = runfolder.earlier(folder, config.resume, config.mode)
         if earlier and is_done(earlier, config):
-            Console(0).message(f"done before; use them with data=features data.root={to}")
+            Console(0).message(f"done before; {use}")
             return earlier
         features.refuse_taken(to)
         content = None
@@ -97,7 +100,7 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
                 "folder": str(to),
                 "seconds": round(time.time() - started, 1),
             }
-        console.message(f"{results['seconds']} s; use them with data=features data.root={to}")
+        console.message(f"{results['seconds']} s; {use}")
         return results
 
 

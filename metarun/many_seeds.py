@@ -181,7 +181,14 @@ def rehearse(several: Sequence[Parts]) -> None:
     parts = several[0]
     split = experiment.training_split(parts)
     generators = [each.training.generator.clone_state() for each in several]
-    stacked(several).rehearse(next(meta_batches(parts.sampler, split, generators)))
+    together, batch = stacked(several), next(meta_batches(parts.sampler, split, generators))
+    try:
+        together.rehearse(batch)
+    except UserError as error:
+        seeds = f"range({parts.config.seed},{several[-1].config.seed + 1})"
+        raise UserError(
+            f"{error}: train them one after another, with -m 'seed={seeds}' and without seeds="
+        ) from error
 
 
 def train(runs: list[Run], console: Console, stop: StopSignals) -> dict[int, str]:

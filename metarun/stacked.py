@@ -74,13 +74,12 @@ class Stacked:
         """Raise UserError if the loss of several seeds cannot be computed at once; nothing is
         changed by it."""
         algorithm, seeds = self.trainings[0].algorithm, len(self.trainings)
-        one_by_one = "train them one after another, with -m seed=range(…)"
         if getattr(batch, "ways", None) is not None:
-            raise UserError(f"seeds={seeds}: tasks of unlike sizes cannot be stacked: {one_by_one}")
+            raise UserError(f"seeds={seeds}: tasks of unlike sizes cannot be stacked")
         if counts_in_python(algorithm):
             raise UserError(
                 f"seeds={seeds}: {type(algorithm).__name__} counts its steps, and cannot do so for "
-                f"several seeds at once: {one_by_one}"
+                "several seeds at once"
             )
         try:
             with torch.no_grad():
@@ -88,10 +87,9 @@ class Stacked:
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            reason = str(error).splitlines()[0]
             raise UserError(
                 f"seeds={seeds}: the loss of {type(algorithm).__name__} cannot be computed for "
-                f"several seeds at once ({reason}): {one_by_one}"
+                "several seeds at once"
             ) from error
 
     def loss(self, batch: Any, buffers: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

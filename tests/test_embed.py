@@ -141,13 +141,13 @@ def test_each_inner_step_its_own_statistics(metarun):
 
 
 def test_into_the_folder_of_the_run(metarun, capsys):
-    """Without to=; a second time it is only told."""
+    """Without to=; a second time it is only told, ready to be typed."""
     given = [*metarun.data, "mode=embed", "backbone.width=8", "device=cpu", "resume=auto"]
-    metarun.main(*given, "hydra.run.dir=outputs/e")
-    path = metarun.folder / "outputs/e/features/test.safetensors"
+    metarun.main(*given, "hydra.run.dir=outputs/e e")
+    path = metarun.folder / "outputs/e e/features/test.safetensors"
     before = path.stat().st_mtime_ns
     capsys.readouterr()
-    metarun.main(*given, "hydra.run.dir=outputs/e")
-    assert "data.root=outputs/e/features" in capsys.readouterr().out
+    metarun.main(*given, "hydra.run.dir=outputs/e e")
+    assert "data=features 'data.root=outputs/e e/features'\n" in capsys.readouterr().out
     assert path.stat().st_mtime_ns == before
-    assert "already holds a run" in metarun.error(*given[:-1], "hydra.run.dir=outputs/e")
+    assert "already holds a run" in metarun.error(*given[:-1], "hydra.run.dir=outputs/e e")

@@ -145,6 +145,9 @@ def test_checkpoint_of_another_model(metarun):
     assert metarun.error(*test, "backbone.width=16") == (
         "the checkpoint was trained with backbone.width=8: say the same"
     )
+    assert metarun.error(*test, "algo=matching") == (
+        "the checkpoint was trained with algo=protonet: say the same"
+    )
     assert "do not fit" in metarun.error(*test, "data.grey=false")
 
 

@@ -212,6 +212,15 @@ def test_refusals(metarun, overrides, why):
     assert not (metarun.folder / "outputs/set").exists()
 
 
+def test_seeds_that_cannot_be_trained_at_once(metarun):
+    """What to type instead stands in the line, and nothing of torch's own words."""
+    said = metarun.error(*metarun.data, *QUICK, "seeds=2", "seed=3", "algo=reptile")
+    assert said == (
+        "seeds=2: the loss of Reptile cannot be computed for several seeds at once: train them one "
+        "after another, with -m 'seed=range(3,5)' and without seeds="
+    )
+
+
 def test_other_runs_folders(metarun):
     """A single run's is not taken for that of several seeds, nor the other way round."""
     for folder in ("single", "set/seed1"):

@@ -171,10 +171,10 @@ def reptile():
 @pytest.mark.parametrize(
     ("algorithm", "why"),
     [
-        (Dropout, "random operation"),
-        (lambda: Curious(conv4("running")), ".item()"),
-        (reptile, "random operation"),
-        (partial(matching, fce=True), "lstm"),
+        (Dropout, "the loss of Dropout"),
+        (lambda: Curious(conv4("running")), "the loss of Curious"),
+        (reptile, "the loss of Reptile"),
+        (partial(matching, fce=True), "the loss of MatchingNet"),
         (partial(tasks.algorithm, "mamlpp"), "MAMLPlusPlus counts its steps"),
     ],
 )

@@ -9,10 +9,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from metarun import config as schema
 from metarun.cli import launchers
+from metarun.cli.complaints import missing_group, unknown_key
 from metarun.composing import composed, conf_folder, plain
 from metarun.errors import UserError
 
@@ -80,7 +82,15 @@ def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig)
         optional = group in ("experiment", "table")
         if choice in ("", "null") and not optional and (conf_folder() / group).is_dir():
             raise UserError(f"{override}: a run needs one: see metarun --help")
-    whole = composed(overrides, config_dir)
+    try:
+        whole = composed(overrides, config_dir)
+    except ConfigCompositionException as error:
+        if told := unknown_key(error, overrides, config_dir):
+            raise UserError(told) from None
+        raise
+    for key in map(str, whole):
+        if "/" in key:  # +GROUP=CHOICE of a group that does not exist is a new key
+            raise UserError(missing_group(key))
     choices = dict(whole.hydra.runtime.choices)
     own = [f"{group}={choice}" for group, choice in choices.items() if is_ours(group)]
     sources = [override for override in overrides if override.startswith(SOURCE)]
@@ -128,6 +138,8 @@ def spelled_values(override: Override) -> list[str]:
     key, value = override.get_key_element(), override.value()
     if isinstance(value, Glob):
         options = GlobalHydra.instance().config_loader().get_group_options(override.key_or_group)
+        if not options:
+            raise UserError(missing_group(override.key_or_group))
         found = value.filter(options)
         if not found:
             raise UserError(f"{override.input_line}: it matches none of {', '.join(options)}")

@@ -6,10 +6,12 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+import metarun
 from metarun import config as schema
 from metarun import ranks
 from metarun.cli.complaints import missing_choice_of
@@ -21,7 +23,12 @@ from metarun.tables.asked import Asked, asked
 
 def parsed_arguments() -> argparse.Namespace:
     """The options and overrides of sys.argv, which is put in an order that Hydra can read too."""
-    arguments, later = get_args_parser().parse_known_args()
+    parser = argparse.ArgumentParser(
+        parents=[get_args_parser()], add_help=False, conflict_handler="resolve"
+    )
+    version = f"metarun {metarun.__version__} (Hydra {hydra.__version__})"
+    parser.add_argument("--version", action="version", version=version)
+    arguments, later = parser.parse_known_args()
     arguments.typed = sys.argv[1:]
     for word in later:
         if word.startswith("-"):

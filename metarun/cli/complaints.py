@@ -1,13 +1,17 @@
 """What Hydra and OmegaConf refuse, told in one line."""
 
 import re
+import shlex
+from typing import Any
 
-import hydra
-from hydra.errors import MissingConfigException
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
 
 from metarun import config as schema
 from metarun.cli.help import choice_files
-from metarun.composing import conf_folder, plain
+from metarun.composing import composed, conf_folder
+
+UNKNOWN = re.compile(r"Could not override '([^']+)'")
 
 
 def missing_choice(error: MissingConfigException) -> str:
@@ -28,13 +32,20 @@ def missing_choice_of(group: str, choice: str, options: list[str]) -> str:
     )
 
 
+def unreadable(error: OverrideParseException) -> str:
+    """One line for an override that Hydra cannot read, which says how it can, if in quotes."""
+    key, _, value = error.override.partition("=")
+    quoted = schema.spelled(key, value)
+    if quoted != f"{key}={value}" and not value.startswith(("[", "{")):
+        return f"{error.override}: cannot be read: quote the value: {shlex.quote(quoted)}"
+    return f"{error.override}: cannot be read: write key=value ({one_line(error)})"
+
+
 def one_line(error: Exception) -> str:
-    """What Hydra or OmegaConf says, cut to its first line, with the nearest key that exists."""
+    """What Hydra or OmegaConf says, cut to its first line."""
     text = " ".join(str(error).splitlines()[:1])
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown:
-        key = unknown[1]
-        return f"{key}: there is no such key{schema.nearest(key, known_keys())}"
+    if unknown := UNKNOWN.search(text):
+        return f"{unknown[1]}: there is no such key"
     if "Ambiguous value" in text:
         return f"{text.split(' ')[-1]}: several values are a sweep: add -m"
     if error.__cause__:
@@ -42,9 +53,40 @@ def one_line(error: Exception) -> str:
     return text
 
 
-def known_keys() -> list[str]:
-    """Every key and group of the default config."""
-    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        composed = hydra.compose("config")
-    groups = [path.name for path in conf_folder().iterdir() if path.is_dir()]
-    return [*groups, *schema.flat(plain(composed))]
+def unknown_key(error: Exception, overrides: list[str], config_dir: str | None) -> str | None:
+    """One line for a key that a job with these overrides does not have, and the nearest that it
+    has; None for other errors. Hydra must be initialised."""
+    found = UNKNOWN.search(str(error))
+    if found is None:
+        return None
+    key = found[1]
+    if "/" in key and key in groups():
+        return f"{key}: it is no group of every run: write +{key}=CHOICE"
+    if "/" in key:
+        return missing_group(key)
+    words = [group for group in groups() if "/" not in group]
+    words += known_keys(overrides, config_dir)
+    return f"{key}: there is no such key{schema.nearest(key, words)}"
+
+
+def missing_group(group: str) -> str:
+    """One line for a group of choices that does not exist."""
+    return f"{group}: there is no such group of choices{schema.nearest(group, groups())}"
+
+
+def known_keys(overrides: list[str], config_dir: str | None) -> list[str]:
+    """Every key of the job's config, composed without those overrides whose keys are unknown."""
+    try:
+        config = composed(overrides, config_dir)
+    except ConfigCompositionException as error:
+        found = UNKNOWN.search(str(error))
+        known = [o for o in overrides if found and o.lstrip("+").partition("=")[0] != found[1]]
+        return known_keys(known, config_dir) if len(known) < len(overrides) else []
+    keys: Any = OmegaConf.to_container(config)
+    return list(schema.flat({key: keys[key] for key in keys if key != "hydra"}))
+
+
+def groups() -> list[str]:
+    """The committed groups of choices, such as algo and experiment/ladder."""
+    conf = conf_folder()
+    return [path.relative_to(conf).as_posix() for path in sorted(conf.rglob("*")) if path.is_dir()]

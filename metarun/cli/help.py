@@ -63,9 +63,10 @@ def choice_files(folders: list[Path], group: str) -> dict[str, Path]:
 
 
 def title(path: Path) -> str:
-    """The first comment of the file that is not an instruction to Hydra."""
-    comments = (line[2:] for line in path.read_text().splitlines() if line.startswith("# "))
-    return next((comment for comment in comments if not comment.startswith("@")), "")
+    """The first sentence of the file's first comment that is not an instruction to Hydra."""
+    comment = re.search(r"(^# (?!@).*\n?)+", path.read_text(), re.M)
+    lines = comment[0].splitlines() if comment else []
+    return re.split(r"(?<=\.) (?=[A-Z])", " ".join(line[2:] for line in lines))[0]
 
 
 def described(lines: list[str], prefix: str = "") -> list[str]:

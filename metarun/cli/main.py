@@ -26,7 +26,7 @@ from metarun import ranks, rerun, runfolder
 from metarun.cli import launchers
 from metarun.cli.check import BUILT, check
 from metarun.cli.command_line import choices_of, parsed_arguments
-from metarun.cli.complaints import missing_choice, one_line
+from metarun.cli.complaints import missing_choice, one_line, unreadable
 from metarun.cli.help import help_text
 from metarun.cli.sweep import run_sweep
 from metarun.composing import conf_folder, plain
@@ -206,9 +206,10 @@ def go_on(hydra_config: HydraConf, name: str, folder: Path) -> list[str]:
     again = [o for o in hydra_config.overrides.task if not o.startswith(("name=", "resume="))]
     local = os.environ.get("LOCAL_WORLD_SIZE", ranks.size())
     torchrun = ["torchrun", f"--nproc-per-node={local}", "-m"] if ranks.size() > 1 else []
-    command = [*torchrun, "metarun", *config_dir, *again, f"name={name}", "resume=auto"]
+    named = schema.spelled("name", name)
+    command = [*torchrun, "metarun", *config_dir, *again, named, "resume=auto"]
     if any(o.startswith("hydra.run.dir=") for o in hydra_config.overrides.hydra):
-        command.append(f"hydra.run.dir={folder}")
+        command.append(schema.spelled("hydra.run.dir", folder))
     return command
 
 
@@ -242,7 +243,7 @@ def main() -> None:
     except MissingConfigException as error:
         leave(missing_choice(error))
     except OverrideParseException as error:
-        leave(f"{error.override}: cannot be read: write key=value ({one_line(error)})")
+        leave(unreadable(error))
     except (HydraException, OmegaConfBaseException) as error:
         leave(one_line(error))
     except KeyboardInterrupt as stopped:

@@ -51,7 +51,7 @@ def run_sweep(
             launch()
         except KeyboardInterrupt as stopped:
             again = [o for o in arguments.typed if not o.startswith(("name=", "resume="))]
-            command = [*again, *([] if table else [f"name={name}", "resume=auto"])]
+            command = [*again, *([] if table else [schema.spelled("name", name), "resume=auto"])]
             text = f"{stopped or 'stopped'}; go on with: {shlex.join(['metarun', *command])}"
             raise Interrupted(text) from None
         except Exception as error:  # the first of them; each has been told

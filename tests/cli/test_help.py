@@ -5,7 +5,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import metarun
-from metarun.cli.help import described, help_text
+from metarun.cli.help import described, help_text, title
 from metarun.config import flat
 
 CHECKOUT = Path(metarun.__file__).parents[1] / "conf"
@@ -57,6 +57,32 @@ def test_every_choice_of_every_group_is_named(group, choice):
     section = help_text([CONF], {}).split(f"\n{group}=\n", 1)[1].split("\n\n", 1)[0]
     (line,) = [line for line in section.splitlines() if line.split()[0] == choice]
     assert len(line.replace(" (default)", "").split()) >= 2, "no title"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("# Curves (Finn et al. 2017): rates of\n# 0.01 suit it\na: 1\n", "rates of 0.01 suit it"),
+        (
+            "# @package _global_\n# Table 1: 48.7 %. Their\n# code clips.\na: 1\n",
+            "Table 1: 48.7 %.",
+        ),
+        ("a: 1  # one\n# Mine\n", "Mine"),
+        ("a: 1\n", ""),
+    ],
+)
+def test_a_title_is_a_whole_sentence(tmp_path, text, wanted):
+    (tmp_path / "mine.yaml").write_text(text)
+    assert title(tmp_path / "mine.yaml").endswith(wanted)
+    assert bool(title(tmp_path / "mine.yaml")) == bool(wanted)
+
+
+def test_no_title_of_a_choice_is_cut():
+    """It ends where a sentence does: with a full stop, or as the comment does."""
+    for group, choice in CHOICES:
+        path = CONF / group / f"{choice}.yaml"
+        told = title(path)
+        assert told.endswith(".") or f" {told.split()[-1]}\n#" not in path.read_text(), told
 
 
 def test_the_default_choices_are_marked():

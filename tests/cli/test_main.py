@@ -4,15 +4,18 @@ import os
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from hydra._internal.core_plugins import basic_launcher
 from omegaconf import OmegaConf
 
+from metarun import __version__
 from metarun.cli.check import check
-from metarun.cli.main import objective
+from metarun.cli.main import go_on, objective
 from metarun.composing import conf_folder
 from metarun.tables import cells
 from metarun.tracking.weights_and_biases import flat
@@ -33,6 +36,16 @@ EXPERIMENTS = sorted(
         ("train.stepz=3", "train.stepz: there is no such key, did you mean train.steps?"),
         ("+stepz=3", "stepz: there is no such key"),
         ("distance=cosine", "did you mean algo.distance?"),
+        ("algo=maml algo.inner_step=3", "did you mean algo.inner_steps?"),
+        ("algo=maml algo.test_step=3 wya=3", "did you mean algo.test_steps?"),
+        ("data=omniglot data.spilts=minimal", "did you mean data.splits?"),
+        ("backbone=resnet12 backbone.width=8", "did you mean backbone.widths?"),
+        ("-m data=glyphs,sinusoid backbone.width=8", "did you mean backbone.widths?"),
+        ("data=[omniglot,glyphs] data.root=DIR", "did you mean data.sources.omniglot.root?"),
+        ("augment=crop_flip augment.crop.paddin=2", "did you mean augment.crop.padding?"),
+        ("experiment/ladder/one_shot=maml", "write +experiment/ladder/one_shot=CHOICE"),
+        ("+experiment/ladder/oneshot=maml", "no such group of choices, did you mean experiment/"),
+        ("-m +experiment/ladder/oneshot=glob(p*)", "did you mean experiment/ladder/one_shot?"),
         ("way=five", "way=five: a whole number is needed"),
         ("way=2.5", "way=2.5: a whole number is needed"),
         ("way=true", "way=true: a whole number is needed"),
@@ -60,7 +73,9 @@ EXPERIMENTS = sorted(
         ("name=a/b", "name=a/b: not a folder's name"),
         ("~train", "train.steps: it cannot be left out"),
         ("train", "train: cannot be read: write key=value"),
-        ("way=[5", "way=[5: cannot be read"),
+        ("way=[5", "way=[5: cannot be read: write key=value"),
+        ("name=é", """name=é: cannot be read: quote the value: 'name="é"'"""),
+        ("name=a=b", """quote the value: 'name="a=b"'"""),
         ("seed=0,1", "several values are a sweep: add -m"),
         ("device=null", "device=null: a run needs one"),
         ("optim.lr=nan", "optim.lr=nan: it must be finite"),
@@ -133,6 +148,22 @@ def test_refused_before_training(metarun, typed, said):
     text = metarun.error(*metarun.data, *typed.split(), "hydra.run.dir=outputs/run")
     assert said in text
     assert not (metarun.folder / "outputs/run").exists()
+
+
+def test_no_key_is_suggested_that_is_not_there(metarun):
+    """As the very one that was typed, or that of another class."""
+    said = metarun.error("backbone=identity", "backbone.width=8")
+    assert said == "backbone.width: there is no such key"
+
+
+def test_going_on_with_a_name_in_quotes():
+    """The name is typed as Hydra can read it."""
+    about = SimpleNamespace(
+        runtime=SimpleNamespace(config_sources=[]),
+        overrides=SimpleNamespace(task=["way=3", 'name="é"'], hydra=["hydra.run.dir=a b"]),
+    )
+    command = go_on(about, "é", Path("a b"))
+    assert command == ["metarun", "way=3", 'name="é"', "resume=auto", "hydra.run.dir=a b"]
 
 
 def test_prepare_and_verify(metarun, capsys):
@@ -209,6 +240,14 @@ def test_answers_without_torch():
             "sys.exit(len({'torch', 'wandb', 'matplotlib'} & set(sys.modules)))"
         )
         assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
+def test_version(metarun, capsys):
+    """It is metarun's, and what composes its configs stands beside it."""
+    with pytest.raises(SystemExit) as leaving:
+        metarun.main("--version")
+    assert leaving.value.code == 0
+    assert capsys.readouterr().out == f"metarun {__version__} (Hydra {version('hydra-core')})\n"
 
 
 def test_config_shown(metarun, capsys):
