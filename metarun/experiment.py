@@ -136,8 +136,9 @@ def conclude(
     started: float,
 ) -> None:
     """Test what was trained; `results` is then complete, and stored."""
-    results |= report.training_facts(parts.training.progress, parts.data.metric, peak_memory)
-    results["test"] = test(parts, folder, trackers)
+    facts = report.training_facts(parts.training.progress, parts.data.metric, peak_memory)
+    results |= runfolder.finite(facts)  # as results.json has them
+    results["test"] = runfolder.finite(test(parts, folder, trackers))
     results["seconds"] = round(time.time() - started, 1)
     results["status"] = "finished"
     runfolder.write_json(folder / "results.json", results)

@@ -226,16 +226,13 @@ def numbers(row: Row) -> dict[str, str]:
     said = row.get("verdict") or "–"
     if row["conditions"]:
         said = f"none: {' '.join(row['conditions'])}"
-    difference = "–"
-    if row.get("difference") is not None:
-        difference = f"{row['difference']:+.2f}{half(row['difference_ci95'])}"
     unit = "" if row.get("metric") == "mse" else " %"
     return {
         "cell": row["cell"],
         "paper": paper,
         "ours": f"{shown(row['ours'])}{unit}" if "ours" in row else standing(row),
         **halves,
-        "difference": difference,
+        "difference": signed(row.get("difference"), row.get("difference_ci95")),
         "verdict": said,
     }
 
@@ -280,6 +277,11 @@ def is_whole(row: Row) -> bool:
 def shown(number: float | None) -> str:
     """With two decimals; a dash for none."""
     return "–" if number is None or math.isnan(number) else f"{number:.2f}"
+
+
+def signed(number: float | None, width: float | None) -> str:
+    """A difference with its sign and its half-width; a dash for none."""
+    return "–" if number is None or math.isnan(number) else f"{number:+.2f}{half(width)}"
 
 
 def half(number: float | None) -> str:
