@@ -51,6 +51,9 @@ OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 # Our launchers bear the names of the plugins' own, by which Hydra 1.3 checks their values too.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against")
 
+# By sweep and reason, the first job of this process that failed.
+told: dict[tuple[Path, str], int] = {}
+
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def job(config: DictConfig) -> float | None:
@@ -101,7 +104,7 @@ def job(config: DictConfig) -> float | None:
             print(f"metarun: job {hydra_config.job.num}: {folder} is being run by another process")
             return None
         if in_sweep:
-            tell_failure(error, folder, ours, hydra_config.job.num)
+            tell_failure(error, folder, ours, hydra_config)
         elif isinstance(error, UserError):
             leave(str(error))
         raise  # of a sweep the other jobs go on
@@ -168,8 +171,9 @@ def holds_run(folder: Path) -> bool:
     return any([*folder.glob("results.json"), *folder.glob("seed*/results.json")])
 
 
-def tell_failure(error: Exception, folder: Path, ours: bool, number: int) -> None:
+def tell_failure(error: Exception, folder: Path, ours: bool, hydra_config: HydraConf) -> None:
     """Say why a job of a sweep failed, at once, and in the run's folder if it is the job's."""
+    sweep, number = Path(hydra_config.sweep.dir).absolute(), hydra_config.job.num
     if isinstance(error, UserError):
         text = reason = str(error)
     else:
@@ -179,7 +183,9 @@ def tell_failure(error: Exception, folder: Path, ours: bool, number: int) -> Non
     # What the folder holds, if anything, is not what was asked for.
     if ours and (unfinished or isinstance(error, DataChanged)):
         runfolder.write_text(folder / "error.txt", f"{text}\n")
-    print(f"metarun: job {number}: {reason}", file=sys.stderr)
+    first = told.setdefault((sweep, reason), number)
+    why = reason if first == number else f"the same as job {first}"
+    print(f"metarun: job {number}: {why}", file=sys.stderr)
 
 
 def load_torch() -> None:

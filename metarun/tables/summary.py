@@ -86,10 +86,12 @@ def markdown(
         mean = f"{number(found.mean)}{unit}"
         lines.append(table_line([name, mean, *halves, ", ".join(map(str, seeds))]))
     lines.append("")
+    unfinished: dict[str, list[str]] = defaultdict(list)
     for run in runs:
         if run.state != "finished":
-            where = run.folder.relative_to(folder)
-            lines.append(f"{where}: {run.state} {run.error}".rstrip())
+            how = f"{run.state} {run.error}".rstrip()
+            unfinished[how].append(str(run.folder.relative_to(folder)))
+    lines += [f"{', '.join(folders)}: {how}" for how, folders in unfinished.items()]
     for pair in pairs(figures)[:MOST_PAIRS]:
         difference = signed(pair["difference"], pair["closed"])
         lines.append(f"{pair['first']} less {pair['second']}, same episodes: {difference}")
