@@ -31,6 +31,7 @@ from metarun.cli.help import help_text
 from metarun.cli.sweep import run_sweep
 from metarun.composing import conf_folder, plain
 from metarun.errors import DataChanged, Interrupted, InUse, UserError
+from metarun.folders import none_left_empty
 from metarun.signals import StopSignals
 from metarun.tables import cells
 
@@ -79,7 +80,6 @@ def job(config: DictConfig) -> float | None:
         (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
     try:
         if ranks.size() > 1 and config.mode not in ("train", "test"):
-            runfolder.remove_empty(folder)
             raise UserError(f"mode={config.mode} is for one process: leave out torchrun")
         if ranks.size() > 1 and config.seeds > 1:
             raise UserError(f"seeds={config.seeds} is for one process: leave out torchrun")
@@ -106,6 +106,7 @@ def job(config: DictConfig) -> float | None:
         if in_sweep:
             tell_failure(error, folder, ours, hydra_config)
         elif isinstance(error, UserError):
+            runfolder.remove_empty(folder)  # Hydra made it
             leave(str(error))
         raise  # of a sweep the other jobs go on
     return objective(results)
@@ -241,7 +242,8 @@ def main() -> None:
             if arguments.multirun:
                 run_sweep(arguments, jobs, job)
             else:
-                job()
+                with none_left_empty(Path(HydraConfig.get().run.dir)):
+                    job()
         ranks.part()
     except UserError as error:
         leave(str(error))

@@ -127,10 +127,16 @@ def test_refused_at_once(metarun, typed, said):
     ],
 )
 def test_refused_before_training(metarun, typed, said):
-    """What only the parts themselves can tell is one line too, and leaves no run folder."""
+    """What only the parts themselves can tell is one line too, and leaves no folder."""
     text = metarun.error(*metarun.data, *typed.split(), "hydra.run.dir=outputs/run")
     assert said in text
-    assert not (metarun.folder / "outputs/run").exists()
+    assert list(metarun.folder.iterdir()) == []
+
+
+def test_a_refused_run_leaves_the_folders_that_were_there(metarun):
+    (metarun.folder / "outputs").mkdir()
+    metarun.error(*metarun.data, "way=65")
+    assert [path.name for path in metarun.folder.rglob("*")] == ["outputs"]
 
 
 def test_prepare_and_verify(metarun, capsys):
