@@ -180,7 +180,8 @@ def saved_state(config: DictConfig, folder: Path, going_on: bool) -> dict[str, A
         checkpoint.refuse_another_model(content, plain(config))
         return content
     if going_on and last.exists():
-        content = checkpoint.load(last)
+        instead = "choose another name=, or remove this file to begin anew"
+        content = checkpoint.load(last, instead)
         checkpoint.refuse_another_run(content, plain(config))
         return content
     return None
