@@ -64,6 +64,8 @@ EXPERIMENTS = sorted(
         ("seed=0,1", "several values are a sweep: add -m"),
         ("device=null", "device=null: a run needs one"),
         ("optim.lr=nan", "optim.lr=nan: it must be finite"),
+        ("schedule.gamma=-1", "schedule.gamma=-1: it must be at least 0"),
+        ("schedule=cosine schedule.eta_min=-1", "schedule.eta_min=-1: it must be at least 0"),
         ("name=.", "name=.: not a folder's name"),
         ("plugins.allow=5", "plugins.allow=5: a list is needed"),
         ("mode=test checkpoint=5", "checkpoint=5: there is no such file"),
