@@ -47,8 +47,11 @@ def save(path: Path, content: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The content of the checkpoint at `path`, on the CPU. Raises UserError if it is not one."""
+def load(path: Path, instead: str = "give RUN_FOLDER/checkpoints/best.pt") -> dict[str, Any]:
+    """The content of the checkpoint at `path`, on the CPU.
+
+    Raises UserError if it is not one, with what to do `instead`.
+    """
     if not path.is_file():
         raise UserError(f"checkpoint {path}: there is no such file")
     try:
@@ -57,8 +60,7 @@ def load(path: Path) -> dict[str, Any]:
         content = None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(
-            f"checkpoint {path}: damaged, or not a checkpoint of this metarun; "
-            "give RUN_FOLDER/checkpoints/best.pt"
+            f"checkpoint {path}: damaged, or not a checkpoint of this metarun; {instead}"
         )
     return content
 

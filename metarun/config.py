@@ -117,6 +117,8 @@ LOWEST = {
     "optim.lr": 0,
     "optim.weight_decay": 0,
     "schedule.step_size": 1,
+    "schedule.gamma": 0,
+    "schedule.eta_min": 0,
     "hydra.launcher.n_jobs": -1,
     "hydra.launcher.batch_size": 1,
     "hydra.launcher.cpus_per_task": 1,
@@ -194,6 +196,8 @@ def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -
         raise UserError(
             "checkpoint= goes with mode=test or embed; to go on training, name=NAME resume=auto"
         )
+    if saved and Path(str(saved)).expanduser().is_dir():
+        raise UserError(f"checkpoint={saved}: it is a folder: give RUN_FOLDER/checkpoints/best.pt")
     if saved and not Path(str(saved)).expanduser().is_file():
         raise UserError(f"checkpoint={saved}: there is no such file")
     for key, target in targets(config):

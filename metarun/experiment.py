@@ -136,8 +136,9 @@ def conclude(
     started: float,
 ) -> None:
     """Test what was trained; `results` is then complete, and stored."""
-    results |= report.training_facts(parts.training.progress, parts.data.metric, peak_memory)
-    results["test"] = test(parts, folder, trackers)
+    facts = report.training_facts(parts.training.progress, parts.data.metric, peak_memory)
+    results |= runfolder.finite(facts)  # as results.json has them
+    results["test"] = runfolder.finite(test(parts, folder, trackers))
     results["seconds"] = round(time.time() - started, 1)
     results["status"] = "finished"
     runfolder.write_json(folder / "results.json", results)
@@ -179,7 +180,8 @@ def saved_state(config: DictConfig, folder: Path, going_on: bool) -> dict[str, A
         checkpoint.refuse_another_model(content, plain(config))
         return content
     if going_on and last.exists():
-        content = checkpoint.load(last)
+        instead = "choose another name=, or remove this file to begin anew"
+        content = checkpoint.load(last, instead)
         checkpoint.refuse_another_run(content, plain(config))
         return content
     return None

@@ -5,6 +5,7 @@ there. Their steps are taken together (stacked.py); what follows a step, and the
 path's, for one seed after another.
 """
 
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -299,6 +300,6 @@ def rows(results: dict[int, dict[str, Any]]) -> dict[str, str]:
     tests = {seed: results[seed]["test"] for seed in sorted(results)}
     metric = next(iter(tests.values()))["metric"]
     of_seeds = {f"seed {s}": shown(metric, test[metric], test["ci95"]) for s, test in tests.items()}
-    values = [test[metric] for test in tests.values()]
+    values = [math.nan if test[metric] is None else test[metric] for test in tests.values()]
     half = over_seeds(values) if len(values) > 1 else None
     return {**of_seeds, "mean": shown(metric, mean(values), half)}

@@ -51,11 +51,9 @@ def claimed_by_first(folder: Path) -> Iterator[None]:
 
 
 def remove_empty(folder: Path) -> None:
-    """Remove the folder, and those above it as far as a relative path names them, if empty."""
-    with suppress(OSError):  # one that is not empty
+    """Remove the folder if it is empty."""
+    with suppress(OSError):  # it is not, or not there
         folder.rmdir()
-        for above in folder.parents if not folder.is_absolute() else []:
-            above.rmdir()
 
 
 def results(folder: Path) -> dict[str, Any] | None:

@@ -168,6 +168,9 @@ def test_mode_and_checkpoint_belong_together(tmp_path):
     assert error({"mode": "test", "checkpoint": str(path)}).endswith("there is no such file")
     path.touch()
     assert error({"mode": "test", "checkpoint": str(path)}) is None
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    inside = "it is a folder: give RUN_FOLDER/checkpoints/best.pt"
+    assert error({"mode": "test", "checkpoint": str(tmp_path / "run")}).endswith(inside)
     assert "goes with mode=test" in error({"checkpoint": str(path)})
 
 

@@ -250,6 +250,19 @@ def test_loss_that_is_not_finite(metarun):
         assert torch.load(path, weights_only=True)["progress"]["step"] < step
 
 
+def test_a_damaged_checkpoint_is_no_end(metarun):
+    """Without it, the run begins anew."""
+    metarun.run("name=a")
+    again = [*metarun.data, *QUICK, "train.steps=6", "hydra.run.dir=outputs/a", "resume=auto"]
+    last = metarun.folder / "outputs/a/checkpoints/last.pt"
+    last.write_bytes(last.read_bytes()[:100])
+    said = metarun.error(*again)
+    assert said.endswith("choose another name=, or remove this file to begin anew")
+    last.unlink()
+    metarun.main(*again)
+    assert [line["step"] for line in records(metarun, "a")] == [1, 2, 2, 3, 4, 4, 5, 6, 6, 6]
+
+
 def arguments(metarun, name: str) -> list[str]:
     """A run of some seconds, as one would type it."""
     return [

@@ -102,6 +102,20 @@ def test_seeds_go_on(metarun):
     assert metarun.results("set/seed2")["train"]["steps"] == 8
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_tests_that_are_not_finite_are_told(metarun, capsys):
+    """As when they are done, so when they are only shown again, and without a warning."""
+    task = ("data=sinusoid", "algo=maml", "algo.inner_lr=1e30", "algo.test_steps=3")
+    short = ("train.steps=0", "eval.episodes=4", "tracker=none", "device=cpu")
+    for _ in range(2):
+        metarun.main(*task, *short, "seeds=2", "resume=auto", "hydra.run.dir=outputs/set")
+        told = [
+            line for line in capsys.readouterr().out.splitlines() if line.endswith("  not a number")
+        ]
+        assert [line.split("  ")[0] for line in told] == ["seed 0", "seed 1", "mean"]
+    assert metarun.results("set/seed0")["test"]["mse"] is None
+
+
 def test_the_time_is_that_of_the_steps(metarun, monkeypatch):
     """Of each seed, whichever validates or saves meanwhile: here steps take a second."""
     clock = SimpleNamespace(now=0.0)

@@ -122,6 +122,20 @@ def test_a_failing_cell_is_told_and_the_others_go_on(table, capsys):
     assert rows(table)["nobody/far"]["states"] == {"0": "finished"}
 
 
+def test_a_reason_is_told_in_full_once(table, capsys):
+    """And once more in the table, however many runs it stopped."""
+    path = table.folder / "conf/experiment/nobody/far.yaml"
+    path.write_text(path.read_text().replace("cosine", 99 * "x"))
+    with pytest.raises(SystemExit):
+        table.main(*table.table)
+    printed = capsys.readouterr()
+    told = [line for line in printed.err.splitlines() if line.startswith("metarun: job")]
+    reason = rows(table)["nobody/far"]["errors"]["0"]
+    assert told == [f"metarun: job 2: {reason}", "metarun: job 3: the same as job 2"]
+    assert printed.out.count(reason) == 1
+    assert f"* nobody/far, seed 0, 1: failed: {reason}" in printed.out
+
+
 def test_a_programming_error_of_a_cell_leaves_its_traceback(table, monkeypatch, capsys):
     def broken(*_):
         raise ZeroDivisionError("a mistake of ours")

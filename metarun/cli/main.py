@@ -31,6 +31,7 @@ from metarun.cli.help import help_text
 from metarun.cli.sweep import run_sweep
 from metarun.composing import conf_folder, plain
 from metarun.errors import DataChanged, Interrupted, InUse, UserError
+from metarun.folders import none_left_empty
 from metarun.signals import StopSignals
 from metarun.tables import cells
 
@@ -50,6 +51,9 @@ def run_name(part: str = "", *, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 # Our launchers bear the names of the plugins' own, by which Hydra 1.3 checks their values too.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against")
+
+# By sweep and reason, the first job of this process that failed.
+told: dict[tuple[Path, str], int] = {}
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
@@ -76,7 +80,6 @@ def job(config: DictConfig) -> float | None:
         (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
     try:
         if ranks.size() > 1 and config.mode not in ("train", "test"):
-            runfolder.remove_empty(folder)
             raise UserError(f"mode={config.mode} is for one process: leave out torchrun")
         if ranks.size() > 1 and config.seeds > 1:
             raise UserError(f"seeds={config.seeds} is for one process: leave out torchrun")
@@ -101,8 +104,9 @@ def job(config: DictConfig) -> float | None:
             print(f"metarun: job {hydra_config.job.num}: {folder} is being run by another process")
             return None
         if in_sweep:
-            tell_failure(error, folder, ours, hydra_config.job.num)
+            tell_failure(error, folder, ours, hydra_config)
         elif isinstance(error, UserError):
+            runfolder.remove_empty(folder)  # Hydra made it
             leave(str(error))
         raise  # of a sweep the other jobs go on
     return objective(results)
@@ -168,8 +172,9 @@ def holds_run(folder: Path) -> bool:
     return any([*folder.glob("results.json"), *folder.glob("seed*/results.json")])
 
 
-def tell_failure(error: Exception, folder: Path, ours: bool, number: int) -> None:
+def tell_failure(error: Exception, folder: Path, ours: bool, hydra_config: HydraConf) -> None:
     """Say why a job of a sweep failed, at once, and in the run's folder if it is the job's."""
+    sweep, number = Path(hydra_config.sweep.dir).absolute(), hydra_config.job.num
     if isinstance(error, UserError):
         text = reason = str(error)
     else:
@@ -179,7 +184,9 @@ def tell_failure(error: Exception, folder: Path, ours: bool, number: int) -> Non
     # What the folder holds, if anything, is not what was asked for.
     if ours and (unfinished or isinstance(error, DataChanged)):
         runfolder.write_text(folder / "error.txt", f"{text}\n")
-    print(f"metarun: job {number}: {reason}", file=sys.stderr)
+    first = told.setdefault((sweep, reason), number)
+    why = reason if first == number else f"the same as job {first}"
+    print(f"metarun: job {number}: {why}", file=sys.stderr)
 
 
 def load_torch() -> None:
@@ -236,7 +243,8 @@ def main() -> None:
             if arguments.multirun:
                 run_sweep(arguments, jobs, job)
             else:
-                job()
+                with none_left_empty(Path(HydraConfig.get().run.dir)):
+                    job()
         ranks.part()
     except UserError as error:
         leave(str(error))

@@ -53,7 +53,10 @@ def load(
     groups them. Raises UserError naming the line when there is something else in it.
     """
     if file is None:
-        raise UserError("data=csv needs data.file=FILE.csv, with a column label and one path")
+        raise UserError(
+            "data=csv needs data.file=FILE.csv, with a column label and one path, or columns of "
+            "numbers"
+        )
     path = Path(file).expanduser()
     if not path.is_file():
         raise UserError(f"data.file={file}: there is no such file")

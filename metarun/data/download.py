@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from metarun.data.store import task
 from metarun.errors import UserError
+from metarun.folders import none_left_empty
 from metarun.tracking.progress import track
 
 TIMEOUT = 10  # seconds without a byte; a machine without network should say so soon
@@ -29,16 +30,19 @@ def download(urls: str | Sequence[str], path: Path, md5: str | None) -> None:
         raise UserError(f"{path} is missing: metarun mode=prepare fetches it")
     mirrors = [urls] if isinstance(urls, str) else urls
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(path.name + ".lock")):
-            if path.exists():  # another process was faster
-                return
-            failures = []
-            for url in mirrors:
-                failure = fetch(url, path, md5)
-                if failure is None:
+        with none_left_empty(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = path.with_name(path.name + ".lock")
+            with FileLock(lock):
+                if path.exists():  # another process was faster
                     return
-                failures.append(failure)
+                failures = []
+                for url in mirrors:
+                    failure = fetch(url, path, md5)
+                    if failure is None:
+                        return
+                    failures.append(failure)
+                lock.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot write {error.filename or path} ({error.strerror}): "

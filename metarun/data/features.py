@@ -21,8 +21,8 @@ def load(root: str | None) -> DataSet:
     for path in files.values():
         if not path.is_file():
             raise UserError(
-                f"data.root={root}: there is no {path.name}: make the features with "
-                f"mode=embed to={root}"
+                f"data.root={root}: there is no {path.name}: make the features with mode=embed "
+                "to=DIR, an empty or new folder, and give data.root=DIR"
             )
         if not is_sound(path):
             raise UserError(f"{path} is damaged: remove {path.parent}, and embed the data again")

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,11 +47,13 @@ class Run(NamedTuple):
         return test.get(test.get("metric"))
 
     def episodes(self, measure: str | None = None) -> list[float]:
-        """The figure of each test episode, or of `measure`; of a run that is finished."""
+        """The figure of each test episode, or of `measure`, of a run that is finished; nan where it
+        is not finite."""
         path = self.folder / "episodes.csv"
         name = measure or self.results["test"]["metric"]
         with open(path, newline="") as file:
-            return [float(row[name]) for row in csv.DictReader(file)]
+            values = [float(row[name]) for row in csv.DictReader(file)]
+        return [value if math.isfinite(value) else math.nan for value in values]
 
 
 def read(folder: Path) -> Run:

@@ -19,6 +19,7 @@ from metarun.tracking.console import metric_of, plain, shown
 
 SECONDS = 2.0  # between two looks at the folders
 LINES = 30  # runs that the live table shows at most
+LETTERS = 80  # of why a run failed, which its job has told in full, and the folder keeps
 
 
 class Watch:
@@ -105,9 +106,9 @@ class Watch:
 
 
 def standing(run: Run) -> str:
-    """The test's figure, or why there is none."""
+    """The test's figure, or why there is none, cut short."""
     if run.state == "failed":
-        return f"failed: {run.error}"
+        return f"failed: {run.error[:LETTERS]}{'…' if run.error[LETTERS:] else ''}"
     test = run.results.get("test")
     if not test:
         return run.state

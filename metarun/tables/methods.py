@@ -6,10 +6,12 @@ with its 95 % half-width; of several seeds it is their mean, with the half-width
 training, validation and test.
 """
 
+import math
 from collections import defaultdict
 from statistics import mean
 
 from metarun.errors import UserError
+from metarun.tables.render import half, shown
 from metarun.tables.statistics import over_seeds
 
 Run = dict  # the content of a results.json
@@ -26,7 +28,7 @@ def table(runs: list[Run]) -> str:
         "| algorithm | batch norm | " + " | ".join(columns) + " |",
         "|---|---|" + "---|" * len(columns),
     ]
-    for name in sorted(set(names), key=lambda name: rank(cells, name, columns)):
+    for name in sorted(set(names), key=lambda name: (rank(cells, name, columns), name)):
         row = [cells.get((name, column), []) for column in columns]
         modes = sorted({run["test"]["batch_norm"] for runs in row for run in runs})
         lines.append(f"| {name} | {', '.join(modes)} | " + " | ".join(map(cell, row)) + " |")
@@ -53,7 +55,8 @@ def rank(cells: dict[tuple[str, str], list[Run]], name: str, columns: list[str])
     """Less for what is better in the first column that the row has."""
     runs = next(cells[name, column] for column in columns if (name, column) in cells)
     sign = 1 if runs[0]["test"]["metric"] == "mse" else -1
-    return sign * mean(map(figure, runs))
+    value = mean(map(figure, runs))
+    return math.inf if math.isnan(value) else sign * value
 
 
 def task(run: Run) -> str:
@@ -64,9 +67,14 @@ def task(run: Run) -> str:
 
 
 def figure(run: Run) -> float:
-    """Accuracy in percent, or the mean squared error."""
-    test = run["test"]
-    return 100 * test["accuracy"] if test["metric"] == "accuracy" else test["mse"]
+    """Accuracy in percent, or the mean squared error; nan if it was not finite."""
+    value = run["test"][run["test"]["metric"]]
+    return math.nan if value is None else scale(run) * value
+
+
+def scale(run: Run) -> int:
+    """What the test's figure and its half-width are multiplied by to be shown."""
+    return 100 if run["test"]["metric"] == "accuracy" else 1
 
 
 def cell(runs: list[Run]) -> str:
@@ -78,11 +86,11 @@ def cell(runs: list[Run]) -> str:
         name = f"{runs[0]['names']['algo']}, {task(runs[0])}"
         raise UserError(f"{name}: runs of seeds {seeds}: one run a seed makes a cell")
     values = [figure(run) for run in runs]
+    text = shown(mean(values))
     if len(runs) > 1:
-        text = f"{mean(values):.2f} ± {over_seeds(values):.2f} ({len(runs)} seeds)"
-    else:
-        scale = 100 if runs[0]["test"]["metric"] == "accuracy" else 1
-        text = f"{values[0]:.2f} ± {scale * runs[0]['test']['ci95']:.2f}"
+        text += f"{half(over_seeds(values))} ({len(runs)} seeds)"
+    elif (ci95 := runs[0]["test"]["ci95"]) is not None:
+        text += half(scale(runs[0]) * ci95)
     steps = sorted({run["train"]["steps"] for run in runs})
     seconds = mean(run["cpu_seconds"] for run in runs)
     return f"{text}<br>{', '.join(map(str, steps))} steps, {seconds:.0f} s"

@@ -159,8 +159,7 @@ def markdown(about: dict[str, Any], rows: list[Row], differences: list[dict[str,
     lines += [" ".join([*marks, LEGEND, *judged]), ""]
     if finished:
         lines += [*lined([conditions(row) for row in finished]), ""]
-    for row in rows:
-        lines += [f"* {row['cell']}, seed {s}: failed: {why}" for s, why in row["errors"].items()]
+    lines += failures(rows)
     lines += [f"* {row['cell']}: {row['missing']}" for row in rows if row["missing"]]
     lines += [f"* {told}" for told in mixed_data(rows)]
     lines += [f"* {' '.join(note.split())}" for note in about.get("notes") or []]
@@ -177,6 +176,16 @@ def markdown(about: dict[str, Any], rows: list[Row], differences: list[dict[str,
             ]
         )
     return "\n".join(lines).rstrip() + "\n"
+
+
+def failures(rows: list[Row]) -> list[str]:
+    """A line for each reason for which runs failed, and which."""
+    runs: dict[str, list[str]] = {}
+    for row in rows:
+        for why in dict.fromkeys(row["errors"].values()):
+            seeds = ", ".join(str(s) for s, error in row["errors"].items() if error == why)
+            runs.setdefault(why, []).append(f"{row['cell']}, seed {seeds}")
+    return [f"* {'; '.join(failed)}: failed: {why}" for why, failed in runs.items()]
 
 
 def mixed_data(rows: list[Row]) -> list[str]:
@@ -226,16 +235,13 @@ def numbers(row: Row) -> dict[str, str]:
     said = row.get("verdict") or "–"
     if row["conditions"]:
         said = f"none: {' '.join(row['conditions'])}"
-    difference = "–"
-    if row.get("difference") is not None:
-        difference = f"{row['difference']:+.2f}{half(row['difference_ci95'])}"
     unit = "" if row.get("metric") == "mse" else " %"
     return {
         "cell": row["cell"],
         "paper": paper,
         "ours": f"{shown(row['ours'])}{unit}" if "ours" in row else standing(row),
         **halves,
-        "difference": difference,
+        "difference": signed(row.get("difference"), row.get("difference_ci95")),
         "verdict": said,
     }
 
@@ -280,6 +286,11 @@ def is_whole(row: Row) -> bool:
 def shown(number: float | None) -> str:
     """With two decimals; a dash for none."""
     return "–" if number is None or math.isnan(number) else f"{number:.2f}"
+
+
+def signed(number: float | None, width: float | None) -> str:
+    """A difference with its sign and its half-width; a dash for none."""
+    return "–" if number is None or math.isnan(number) else f"{number:+.2f}{half(width)}"
 
 
 def half(number: float | None) -> str:

@@ -1,6 +1,7 @@
 """The runs of any sweep in a few lines: one for each config, over its seeds."""
 
 import json
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from metarun import runfolder
 from metarun.config import flat, shown
 from metarun.tables.cells import UNNAMED, Run, below
 from metarun.tables.figures import Figure, figure, pairs
-from metarun.tables.render import half, table_line
 from metarun.tables.render import shown as number
+from metarun.tables.render import signed, table_line
 
 MOST_PAIRS = 10
 
@@ -72,7 +73,12 @@ def markdown(
     head = ["config", "test", "± seeds", "± closed", "± open", "seeds"]
     lines = [table_line(head), table_line(["---"] * len(head))]
     metric = {name: runs[0].results["test"]["metric"] for name, runs in groups.items()}
-    for name in sorted(figures, key=lambda n: figures[n].mean * (1 if metric[n] == "mse" else -1)):
+
+    def rank(name: str) -> float:
+        value = figures[name].mean
+        return math.inf if math.isnan(value) else value * (1 if metric[name] == "mse" else -1)
+
+    for name in sorted(figures, key=rank):
         found = figures[name]
         unit = "" if metric[name] == "mse" else " %"
         halves = [number(h) for h in (found.over_seeds, found.closed, found.open)]
@@ -80,11 +86,13 @@ def markdown(
         mean = f"{number(found.mean)}{unit}"
         lines.append(table_line([name, mean, *halves, ", ".join(map(str, seeds))]))
     lines.append("")
+    unfinished: dict[str, list[str]] = defaultdict(list)
     for run in runs:
         if run.state != "finished":
-            where = run.folder.relative_to(folder)
-            lines.append(f"{where}: {run.state} {run.error}".rstrip())
+            how = f"{run.state} {run.error}".rstrip()
+            unfinished[how].append(str(run.folder.relative_to(folder)))
+    lines += [f"{', '.join(folders)}: {how}" for how, folders in unfinished.items()]
     for pair in pairs(figures)[:MOST_PAIRS]:
-        difference = f"{pair['difference']:+.2f}{half(pair['closed'])}"
+        difference = signed(pair["difference"], pair["closed"])
         lines.append(f"{pair['first']} less {pair['second']}, same episodes: {difference}")
     return "\n".join(lines).rstrip() + "\n"

@@ -184,7 +184,7 @@ def metric_of(values: dict, prefix: str = "") -> str | None:
 def shown(metric: str, value: float | None, ci95: float | None = None) -> str:
     """An accuracy in [0, 1] in percent, a mean squared error as it is, with the half-width of its
     interval if it has one."""
-    if value is None:  # as results.json has it
+    if value is None or not math.isfinite(value):  # None: as results.json has it
         return "not a number"
     unit, scale, places = (" %", 100, 2) if metric == "accuracy" else ("", 1, 4)
     half = "" if ci95 is None else f" ± {scale * ci95:.{places}f}"

@@ -79,6 +79,8 @@ EXPERIMENTS = sorted(
         ("seed=0,1", "several values are a sweep: add -m"),
         ("device=null", "device=null: a run needs one"),
         ("optim.lr=nan", "optim.lr=nan: it must be finite"),
+        ("schedule.gamma=-1", "schedule.gamma=-1: it must be at least 0"),
+        ("schedule=cosine schedule.eta_min=-1", "schedule.eta_min=-1: it must be at least 0"),
         ("name=.", "name=.: not a folder's name"),
         ("plugins.allow=5", "plugins.allow=5: a list is needed"),
         ("eval.sampler.shot=4", "eval.sampler.shot=4: it is set as eval.shot=4"),
@@ -144,10 +146,16 @@ def test_refused_at_once(metarun, typed, said):
     ],
 )
 def test_refused_before_training(metarun, typed, said):
-    """What only the parts themselves can tell is one line too, and leaves no run folder."""
+    """What only the parts themselves can tell is one line too, and leaves no folder."""
     text = metarun.error(*metarun.data, *typed.split(), "hydra.run.dir=outputs/run")
     assert said in text
-    assert not (metarun.folder / "outputs/run").exists()
+    assert list(metarun.folder.iterdir()) == []
+
+
+def test_a_refused_run_leaves_the_folders_that_were_there(metarun):
+    (metarun.folder / "outputs").mkdir()
+    metarun.error(*metarun.data, "way=65")
+    assert [path.name for path in metarun.folder.rglob("*")] == ["outputs"]
 
 
 def test_no_key_is_suggested_that_is_not_there(metarun):

@@ -113,6 +113,11 @@ def test_splits_by_list_and_by_chance(tmp_path):
     assert any(members(load(plain, split_seed=seed)) != chance for seed in (1, 2, 3))
 
 
+def test_a_table_is_needed():
+    with pytest.raises(UserError, match="with a column label and one path, or columns of numbers"):
+        csv_file.load(None, **OPTIONS)
+
+
 def test_a_change_is_noticed(tmp_path, monkeypatch):
     rows = ["x,label", "1,a", "2,b", "3,c"]
     table = written(tmp_path / "t.csv", *rows)

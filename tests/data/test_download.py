@@ -97,11 +97,13 @@ def test_other_content_is_refused_and_not_kept(server, tmp_path):
 
 
 def test_no_network_says_what_to_put_where(tmp_path):
+    """And makes no folder, which may have been a misspelt one."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # not listening: connections are refused
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/set.zip"
         with pytest.raises(UserError) as told:
-            download(url, tmp_path / "set.zip", MD5)
+            download(url, tmp_path / "new" / "omniglot" / "set.zip", MD5)
+    assert list(tmp_path.iterdir()) == []
     assert "cannot download set.zip" in str(told.value)
     assert url in str(told.value)
     assert str(tmp_path) in str(told.value)

@@ -83,6 +83,19 @@ def test_the_lowest_error_comes_first(table):
     assert [line.split(" |")[0] for line in table(*runs)[2:]] == ["| maml", "| anil"]
 
 
+def test_a_figure_that_is_not_finite_comes_last(table):
+    """Of one run, or of one seed of several; the others keep theirs."""
+    runs = [results("maml", None), results("anil", 0.9), results("boil", 0.8, seed=0)]
+    runs.append(results("boil", None, seed=1))
+    runs[0]["test"]["ci95"] = None
+    cells = [line.split("<br>")[0] for line in table(*runs)[2:]]
+    assert cells == [
+        "| anil | running | 90.00 ± 0.40",
+        "| boil | running | – (2 seeds)",
+        "| maml | running | –",
+    ]
+
+
 def test_what_is_not_finished_is_left_out(table):
     lines = table(results("maml", 0.9), results("anil", 0.9, status="interrupted"))
     assert len(lines) == 3
