@@ -86,7 +86,7 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
                 "features": str(to),
             }
         )
-        with kept(results, folder, earlier or {}):
+        with kept(results, folder, earlier or {}, started) as began:
             for name, text in texts.items():
                 runfolder.write_text(folder / name, text)
             embedded = {
@@ -98,7 +98,7 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
                 "status": "finished",
                 "features": {**stored.facts(), "shape": list(embedded["train"].input_shape)},
                 "folder": str(to),
-                "seconds": round(time.time() - started, 1),
+                "seconds": round(time.time() - began, 1),
             }
         console.message(f"{results['seconds']} s; {use}")
         return results

@@ -92,7 +92,7 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
             assist(parts, folder, stop)
             return {}
         results = first_results(parts, names, earlier, content)
-        with kept(results, folder, earlier or {}):
+        with kept(results, folder, earlier or {}, started) as began:
             for name, text in texts.items():
                 runfolder.write_text(folder / name, text)
             trackers = start_trackers(parts, folder, names, results, resumed=earlier is not None)
@@ -100,7 +100,7 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
                 peak_memory = (earlier or {}).get("train", {}).get("peak_memory_mib")
                 if config.mode == "train":
                     peak_memory = train(parts, folder, trackers.log, stop) or peak_memory
-                conclude(parts, folder, trackers, results, peak_memory, started)
+                conclude(parts, folder, trackers, results, peak_memory, began)
             finally:
                 trackers.close()
         return results
@@ -133,13 +133,13 @@ def conclude(
     trackers: Trackers,
     results: dict[str, Any],
     peak_memory: float | None,
-    started: float,
+    began: float,
 ) -> None:
-    """Test what was trained; `results` is then complete, and stored."""
+    """Test what was trained; `results` is then complete, and stored. `began`: see `kept`."""
     facts = report.training_facts(parts.training.progress, parts.data.metric, peak_memory)
     results |= runfolder.finite(facts)  # as results.json has them
     results["test"] = runfolder.finite(test(parts, folder, trackers))
-    results["seconds"] = round(time.time() - started, 1)
+    results["seconds"] = round(time.time() - began, 1)
     results["status"] = "finished"
     runfolder.write_json(folder / "results.json", results)
     trackers.finish({**results, "folder": str(folder)})
@@ -723,23 +723,30 @@ def weights_and_biases(
 
 @contextmanager
 def kept(
-    results: dict[str, Any], folder: Path, earlier: dict[str, Any], runs: int = 1
-) -> Iterator[None]:
-    """Keeps the folder's results.json telling how the run stands, however it ends, and what CPU
-    time it took: its share, as one of so many `runs` of this process, and that of the `earlier`
-    part of the run. If that part had finished, its results are put by."""
-    began = time.process_time()
+    results: dict[str, Any], folder: Path, earlier: dict[str, Any], started: float, runs: int = 1
+) -> Iterator[float]:
+    """Keeps the folder's results.json telling how the run stands, however it ends, and what time it
+    took, that of its `earlier` part too; of the CPU's its share, as one of so many `runs` of this
+    process.
+
+    If the earlier part had finished, its results are put by.
+    Gives the time at which the run, whose last part was `started`, would have begun in one piece.
+    """
     if earlier.get("status") == "finished":
         runfolder.put_by(folder)
+    results["seconds"] = earlier.get("seconds", 0.0)
+    began, cpu_began = started - results["seconds"], time.process_time()
     runfolder.write_json(folder / "results.json", results)
     try:
-        yield
+        yield began
     except BaseException as error:
         if results["status"] == "running":
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
             results |= {"status": "interrupted" if stopped else "failed", "error": str(error)}
         raise
     finally:
-        share = (time.process_time() - began) / runs
+        if results["status"] != "finished":
+            results["seconds"] = round(time.time() - began, 1)
+        share = (time.process_time() - cpu_began) / runs
         results["cpu_seconds"] = round(earlier.get("cpu_seconds", 0.0) + share, 1)
         runfolder.write_json(folder / "results.json", results)

@@ -41,6 +41,7 @@ class Run:
     folder: Path
     results: dict[str, Any]
     lines: JsonLines
+    began: float  # as `experiment.kept` has it
 
     @property
     def seed(self) -> int:
@@ -76,7 +77,6 @@ def run(
     The arguments are as in `experiment.run`. Seeds that are done already are left alone. Raises
     UserError at the end if a seed failed, as by a loss that is not finite; the others go on.
     """
-    started = time.time()
     with StopSignals() as stop, runfolder.claimed(folder), ExitStack() as opened:
         refuse_other_files(folder)
         done, runs = opened_runs(config, folder, names, texts, opened)
@@ -94,7 +94,7 @@ def run(
         names = {**names, "sweep": names["sweep"] or folder.name}  # their W&B group
         for run in runs:
             if run.seed not in failed:
-                conclude(run, names, peak_memory, started)
+                conclude(run, names, peak_memory)
                 done[run.seed] = run.results
         console.close()
         if done:
@@ -120,6 +120,7 @@ def opened_runs(
 ) -> tuple[dict[int, dict[str, Any]], list[Run]]:
     """The results of the seeds that are done, and the runs of the others, which all begin when it
     is known that they can."""
+    started = time.time()
     done, begun, parts = {}, [], None
     for seed in range(config.seed, config.seed + config.seeds):
         own, home = of_seed(config, seed), folder / f"seed{seed}"
@@ -142,13 +143,15 @@ def opened_runs(
     for parts, home, earlier, content in begun:
         results = experiment.first_results(parts, names, earlier, content)
         results["seeds_at_once"] = len(begun)
-        opened.enter_context(experiment.kept(results, home, earlier or {}, runs=len(begun)))
+        began = opened.enter_context(
+            experiment.kept(results, home, earlier or {}, started, runs=len(begun))
+        )
         for name, text in texts_of_seed(texts, parts.config).items():
             runfolder.write_text(home / name, text)
         step = parts.training.progress.step if earlier else None
         lines = JsonLines(home / "metrics.jsonl", step)
         opened.callback(lines.close)
-        runs.append(Run(parts, home, results, lines))
+        runs.append(Run(parts, home, results, lines, began))
     return done, runs
 
 
@@ -266,14 +269,14 @@ def mean_record(records: Sequence[Record]) -> Record:
     return means
 
 
-def conclude(run: Run, names: dict[str, str], peak_memory: float | None, started: float) -> None:
+def conclude(run: Run, names: dict[str, str], peak_memory: float | None) -> None:
     """Test what was trained, and end the run."""
     experiment.take_best(run.parts, run.folder / "checkpoints")
     history = jsonlines.read(run.folder / "metrics.jsonl")
     start_wandb = experiment.weights_and_biases(run.parts, run.folder, names, run.results, history)
     trackers = Trackers(SeedConsole(run.seed), run.lines, start_wandb)
     try:
-        experiment.conclude(run.parts, run.folder, trackers, run.results, peak_memory, started)
+        experiment.conclude(run.parts, run.folder, trackers, run.results, peak_memory, run.began)
     finally:
         trackers.close()
 

@@ -14,6 +14,7 @@ import time
 import pytest
 import torch
 
+from metarun import experiment, runfolder
 from metarun.data.store import DataSet
 from tests.conftest import QUICK
 
@@ -182,6 +183,14 @@ def test_a_finished_run_on_other_data_is_not_done(metarun, pictures):
     assert metarun.results("a") == before
 
 
+def took_longer(metarun, name):
+    """As if the run had taken a thousand seconds more."""
+    results = metarun.results(name)
+    results["seconds"] += 1000
+    results["cpu_seconds"] += 1000
+    runfolder.write_json(metarun.folder / "outputs" / name / "results.json", results)
+
+
 def test_trained_longer(metarun):
     """A finished run goes on when more steps are asked for, as if it had been asked at once."""
     metarun.run("name=a", "train.steps=8")
@@ -204,6 +213,23 @@ def test_fewer_steps_than_were_done(metarun):
     said = metarun.error(*again, "train.steps=3")
     assert "has done 4 steps, and train.steps=3: give 4 or more" in said
     assert metarun.results("a") == before
+
+
+def test_the_time_is_that_of_all_processes(metarun):
+    """Of one that ended well, of one that was stopped, and of the last one."""
+    metarun.run("name=a")
+    took_longer(metarun, "a")
+    broken = [*metarun.data, *QUICK, "hydra.run.dir=outputs/a", "train.steps=6", "resume=auto"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "test", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            metarun.main(*broken)
+    failed = metarun.results("a")
+    assert failed["seconds"] > 1000
+    metarun.main(*broken)
+    assert metarun.results("a")["seconds"] > failed["seconds"]
+    assert metarun.results("a")["cpu_seconds"] > failed["cpu_seconds"] > 1000
+    assert "wall time      16:" in metarun.capsys.readouterr().out
 
 
 def test_more_test_episodes(metarun):

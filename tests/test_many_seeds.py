@@ -12,6 +12,7 @@ from metarun.signals import StopSignals
 from metarun.stacked import Stacked
 from metarun.tracking import jsonlines
 from tests.conftest import QUICK
+from tests.test_experiment import took_longer
 
 # Plain gradient descent, which blows no rounding up.
 PLAIN = ("optim=sgd", "optim.lr=0.01", "optim.momentum=0")
@@ -89,9 +90,11 @@ def several(metarun, *overrides: str) -> None:
 def test_seeds_go_on(metarun):
     """Longer, one by itself and then all, as if it had been asked at once; done ones are let be."""
     several(metarun)
+    took_longer(metarun, "set/seed1")
     alone = ("seed=0", "seeds=1", "train.steps=6", "resume=auto", "hydra.run.dir=outputs/set/seed0")
     several(metarun, *alone)
     several(metarun, "train.steps=8", "resume=auto")  # from steps 4 and 6
+    assert metarun.results("set/seed1")["seconds"] > 1000
     metarun.run("name=single", "seed=0", *ALGOS["protonet"], "train.steps=8")
     assert_same_run(metarun, "set/seed0", "single")
     folder = metarun.folder / "outputs/set"
