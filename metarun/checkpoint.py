@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from metarun.config import differences
+from metarun.differences import differences
 from metarun.errors import DataChanged, UserError
 from metarun.interfaces import Algorithm
 from metarun.train import Progress, Training

@@ -1,17 +1,13 @@
-"""The committed configs, as Hydra composes them."""
+"""The committed configs, as Hydra composes them, and overrides, as it reads them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-
-
-def conf_folder() -> Path:
-    """The committed configs: beside the package in a checkout, inside it once installed."""
-    package = Path(__file__).parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
@@ -24,3 +20,22 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """The config as plain dicts and lists, with nothing left to resolve."""
     container: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     return container
+
+
+def spelled(key: str, text: object) -> str:
+    """`key=text` for the command line, the text in quotes if it is not read as itself without."""
+    bare = f"{key}={text}"
+    if reads(bare) == str(text):
+        return bare
+    # Backslashes count as such but before a quote.
+    escaped = re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + m[2].replace('"', r"\""), str(text))
+    return f'{key}="{escaped}"'
+
+
+def reads(override: str) -> Any:
+    """The value that Hydra reads in the override; None for what it cannot read."""
+    try:
+        (read,) = OverridesParser.create().parse_overrides([override])
+    except OverrideParseException:
+        return None
+    return None if read.is_sweep_override() else read.value()

@@ -11,9 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from metarun.composing import conf_folder
 from metarun.errors import UserError
 
 TARGETS = (
@@ -171,6 +168,13 @@ def check_values(config: dict[str, Any], reference: dict[str, Any]) -> None:
             raise UserError(f"{key}={shown(value)}: it must be at least {lowest}")
 
 
+def conf_folder() -> Path:
+    """The committed configs: beside the package in a checkout, inside it once installed."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
 def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -> None:
     """Raise UserError for what `check_values` refuses, values that do not suit each other, or a
     `_target_` that is neither ours nor in `allow`."""
@@ -235,51 +239,6 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def differences(config: dict[str, Any], other: dict[str, Any], except_for: list[str]) -> list[str]:
-    """What `other` says that `config` does not, as one would type it, but for keys at or below
-    `except_for`: `key=value`, after `group=choice` where a group is of other classes."""
-    choices, of_other_classes = [], []
-    for group, content in other.items():
-        if classes(config.get(group)) != classes(content):
-            of_other_classes.append(f"{group}.")
-            if alike := committed_choices(config, group, content):
-                name = min(alike, key=lambda name: len(unlike(alike[name], {group: content})))
-                choices.append(f"{group}={name}")
-                config = {**config, **alike[name]}
-    theirs, incidental = flat(other), tuple(f"{key}." for key in except_for)
-    return choices + [
-        f"{key}={shown(theirs.get(key))}"
-        for key in unlike(config, other)
-        if not f"{key}.".startswith(incidental)
-        and (key in theirs or not key.startswith(tuple(of_other_classes)))
-    ]
-
-
-def unlike(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The keys, as they are typed, of which the two configs say different things."""
-    ours, theirs = flat(config), flat(other)
-    return [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
-
-
-def classes(config: Any) -> dict[str, str]:
-    """What stands for `_target_` anywhere in the config."""
-    return dict(targets(config))
-
-
-def committed_choices(config: dict[str, Any], group: str, content: Any) -> dict[str, dict]:
-    """The committed choices of the group that have the classes of `content`: by its name, the group
-    as it would be in `config` if it were chosen."""
-    found = {}
-    for path in sorted((conf_folder() / group).glob("*.yaml")):
-        file: Any = OmegaConf.to_container(OmegaConf.load(path))
-        own = file.get(group, file)  # one that sets other groups too spells whole keys
-        if classes(own) == classes(content):
-            whole = {**config, group: own and {**(config.get(group) or {}), **own}}
-            resolved: Any = OmegaConf.to_container(OmegaConf.create(whole), resolve=True)
-            found[path.stem] = {group: resolved[group]}
-    return found
-
-
 def fits(value: Any, default: Any) -> bool:
     """Whether `value` can stand where the committed config has `default`."""
     if default is None:
@@ -325,11 +284,3 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else str(value)
-
-
-def spelled(key: str, text: object) -> str:
-    """`key=text` for the command line, the text in quotes if Hydra cannot read it without."""
-    text = str(text)
-    if not re.fullmatch(r"[\w/+.$%*@?|: -]*", text, re.ASCII):
-        text = '"' + text.replace('"', r"\"") + '"'
-    return f"{key}={text}"

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from metarun import checkpoint, runfolder
 from metarun.backbones.batch_norm import BatchNorm
-from metarun.composing import plain
-from metarun.config import spelled
+from metarun.composing import plain, spelled
 from metarun.data import features
 from metarun.data.split import Split
 from metarun.data.store import SPLITS, DataSet, file_sha256

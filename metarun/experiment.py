@@ -23,10 +23,11 @@ from metarun import checkpoint, ranks, report, runfolder
 from metarun.augment.sequence import Augment
 from metarun.composing import plain
 from metarun.confidence import mean_and_ci95, mean_of_means
-from metarun.config import UNSEEN, differences, is_allowed, targets
+from metarun.config import UNSEEN, is_allowed, targets
 from metarun.data import store
 from metarun.data.mixture import Mixture
 from metarun.device import Device, choose
+from metarun.differences import differences
 from metarun.episodes import PADDING, Episodes, NamedTasks
 from metarun.errors import Interrupted, UserError
 from metarun.evaluate import (
@@ -690,7 +691,7 @@ def start_trackers(
     if resumed:
         console.message(f"going on after step {progress.step}")
     if results["trained_on"] != parts.data.checksum:
-        console.message("the model was trained on other data; data= says what it is tested on")
+        console.message("the model was trained on other data; it is tested on what data= says")
     lines = jsonlines.JsonLines(folder / "metrics.jsonl", progress.step if resumed else None)
     history = jsonlines.read(folder / "metrics.jsonl") if resumed else []
     return Trackers(console, lines, weights_and_biases(parts, folder, names, results, history))
@@ -726,8 +727,8 @@ def kept(
     results: dict[str, Any], folder: Path, earlier: dict[str, Any], started: float, runs: int = 1
 ) -> Iterator[float]:
     """Keeps the folder's results.json telling how the run stands, however it ends, and what time it
-    took, that of its `earlier` part too; of the CPU's its share, as one of so many `runs` of this
-    process.
+    took, that of its `earlier` part too, unless it was killed; of the CPU's its share, as one of so
+    many `runs` of this process.
 
     If the earlier part had finished, its results are put by.
     Gives the time at which the run, whose last part was `started`, would have begun in one piece.

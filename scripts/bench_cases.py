@@ -69,7 +69,7 @@ def composed(case: str, settings: list[str]) -> Any:
     from hydra import compose, initialize_config_dir
     from omegaconf import open_dict
 
-    from metarun.composing import conf_folder
+    from metarun.config import conf_folder
 
     images, line = CASES[case]
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):

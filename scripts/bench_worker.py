@@ -170,6 +170,7 @@ class Case:
 
     def fit(self, steps: int, log_every: int) -> Iterator[int]:
         """Train up to that step; yields the tasks of each line of the log."""
+        from metarun import ranks
         from metarun.train import Plan, fit
 
         parts, progress = self.parts, self.parts.training.progress
@@ -184,7 +185,7 @@ class Case:
             metric=parts.data.metric,
             validate=lambda: (0.0, 0.0),
             save=lambda best: None,
-            stop=lambda: False,
+            stop=lambda: ranks.on_any(False),  # which costs several ranks an exchange
         ):
             if progress.episodes > done:  # not a validation's record
                 yield progress.episodes - done
@@ -205,6 +206,7 @@ class Case:
         with suppress(Interrupted):
             for _ in self.work:
                 pass
+        os._exit(0)  # what a GPU still waits for will not come
 
     def run(self, seconds: float) -> dict[str, Any]:
         """Work for about that long; what was done."""

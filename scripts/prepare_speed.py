@@ -145,7 +145,7 @@ def train(seconds: str, *overrides: str) -> dict[str, float]:
     """Episodes a second, by where the training split's examples are."""
     from hydra import compose, initialize_config_dir
 
-    from metarun.composing import conf_folder
+    from metarun.config import conf_folder
     from metarun.experiment import build_parts
     from metarun.train import Plan, steps
 

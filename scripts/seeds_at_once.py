@@ -76,7 +76,7 @@ def trainings(overrides: list[str], seeds: int) -> tuple[Callable[[], None], Cal
     from hydra import compose, initialize_config_dir
 
     from metarun import experiment, many_seeds
-    from metarun.composing import conf_folder
+    from metarun.config import conf_folder
     from metarun.stacked import meta_batches
     from metarun.train import Plan, steps
 

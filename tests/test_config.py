@@ -1,11 +1,15 @@
 import copy
 
-import hydra
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from metarun.composing import conf_folder, plain
-from metarun.config import check, differences, fits, flat, is_allowed, shown, spelled, targets
+from metarun.config import (
+    check,
+    fits,
+    flat,
+    is_allowed,
+    shown,
+    targets,
+)
 from metarun.errors import UserError
 
 REFERENCE = {
@@ -208,60 +212,8 @@ def test_flat():
     assert flat(nested) == {"a.b.c": 1, "a.d": [], "e": {}, "f": None}
 
 
-def test_differences_name_what_the_other_says():
-    """Changed, only here, only there; not what is excepted, at or below its key."""
-    ours = {
-        "a": 1,
-        "b": {"c": True, "d": 2},
-        "e": "new",
-        "tracker": {"mode": "auto"},
-        "trackers": 1,
-    }
-    other = {"a": 2, "b": {"c": False, "d": 2}, "f": [1], "tracker": {"mode": "x"}, "trackers": 2}
-    found = differences(ours, other, except_for=["tracker", "a"])
-    assert found == ["b.c=false", "e=null", "trackers=2", "f=[1]"]
-    assert differences(ours, ours, except_for=[]) == []
-
-
 def test_values_as_one_would_type_them():
     assert [shown(v) for v in (True, None, 0.5, "x", ["a", "b"])] == [
         *("true", "null", "0.5", "x"),
         "[a,b]",
     ]
-
-
-@pytest.mark.parametrize(
-    ("theirs", "told"),
-    [
-        (["algo=matching", "algo.fce=true"], ["algo=matching", "algo.fce=true"]),
-        (["backbone=resnet10"], ["backbone=resnet10"]),
-        (["augment=crop_flip"], ["augment=crop_flip"]),
-        (["backbone.width=8"], ["backbone.width=8"]),
-        (["algo=anil", "algo.way=7"], ["schedule=constant", "algo=anil"]),
-        (["algo=fomaml", "data=omniglot"], ["schedule=constant", "algo=fomaml", "data=omniglot"]),
-        (["eval=variable", "optim=sgd"], ["eval=variable", "optim=sgd"]),
-    ],
-)
-def test_differences_can_be_typed(theirs, told):
-    """A choice is named where the classes are others; saying all that is told leaves none."""
-    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        config, wanted = (plain(hydra.compose("config", [*o, "name=a"])) for o in ([], theirs))
-        said = differences(config, wanted, except_for=[])
-        assert said[: len(told)] == told
-        assert plain(hydra.compose("config", [*said, "name=a"])) == wanted
-    assert not any("_target_" in line for line in said)
-
-
-def test_classes_that_no_committed_choice_has():
-    config = changed({"optim.eps": 1e-8})
-    other = changed({"optim._target_": "mine.Own", "optim.own": 1})
-    wanted = ["optim._target_=mine.Own", "optim.own=1"]
-    assert differences(config, other, except_for=[]) == wanted, "and eps, which it has not, is not"
-
-
-@pytest.mark.parametrize(
-    "text", ["run", "/a/b-1.5_c", "two words", "é", "(x)", "a=b", "a'b", 'a"b', "a,b", "[a]", "#&~"]
-)
-def test_a_text_is_spelled_as_it_is_read(text):
-    (read,) = OverridesParser.create().parse_overrides([spelled("name", text)])
-    assert (read.key_or_group, str(read.value())) == ("name", text)

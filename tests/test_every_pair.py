@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from metarun import experiment
-from metarun.composing import conf_folder
+from metarun.config import conf_folder
 from metarun.data import miniimagenet, tieredimagenet
 from metarun.train import Plan, steps
 from tests.data import layouts

@@ -1,1 +1,1 @@
-"""The command line: the one place, with composing.py, that knows Hydra."""
+"""The command line: what is typed, checked before a run, and told of what is refused."""

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from metarun import config as schema
 from metarun.cli import launchers
 from metarun.cli.complaints import missing_group, unknown_key
-from metarun.composing import composed, conf_folder, plain
+from metarun.composing import composed, plain
+from metarun.config import conf_folder
 from metarun.errors import UserError
 
 BUILT = ("data", "augment", "sampler", "backbone", "algo", "optim", "schedule")  # with a _target_
@@ -35,7 +36,7 @@ def check(overrides: list[str], config_dir: str | None, multirun: bool = False) 
     """
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         parsed = OverridesParser.create().parse_overrides(overrides)
-        spelled = [spelled_values(override) for override in parsed]
+        spelled = [spelled_values(override, config_dir) for override in parsed]
         first = [values[0] for values in spelled]
         shipped = hydra.compose("config", return_hydra_config=True)
         check_job(first, config_dir, shipped)
@@ -90,7 +91,7 @@ def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig)
         raise
     for key in map(str, whole):
         if "/" in key:  # +GROUP=CHOICE of a group that does not exist is a new key
-            raise UserError(missing_group(key))
+            raise UserError(missing_group(key, config_dir))
     choices = dict(whole.hydra.runtime.choices)
     own = [f"{group}={choice}" for group, choice in choices.items() if is_ours(group)]
     sources = [override for override in overrides if override.startswith(SOURCE)]
@@ -121,9 +122,11 @@ def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig)
     reference["eval"] = elsewhere["eval"] | {"sampler": grouped["eval"]["sampler"]}
     checked = plain(whole)
     schema.check(checked, reference, list(allowed))
-    for key, value in checked["eval"]["sampler"].items():
-        if value != checked["eval"].get(key, value):
-            raise UserError(f"eval.sampler.{key}={value}: it is set as eval.{key}={value}")
+    for key, tied in grouped["eval"]["sampler"].items():
+        value = checked["eval"]["sampler"][key]
+        if grouped["eval"].get(key) == tied and checked["eval"].get(key) != value:
+            told = f"{key}={schema.shown(value)}"
+            raise UserError(f"eval.sampler.{told}: it is set as eval.{told}")
 
 
 def is_ours(group: str) -> bool:
@@ -131,7 +134,7 @@ def is_ours(group: str) -> bool:
     return not group.startswith(("hydra/", "experiment", "table", "data@"))
 
 
-def spelled_values(override: Override) -> list[str]:
+def spelled_values(override: Override, config_dir: str | None) -> list[str]:
     """The overrides of one value that a sweeping override stands for; an ordinary one is itself."""
     if not override.is_sweep_override():
         return [override.input_line or ""]
@@ -139,7 +142,7 @@ def spelled_values(override: Override) -> list[str]:
     if isinstance(value, Glob):
         options = GlobalHydra.instance().config_loader().get_group_options(override.key_or_group)
         if not options:
-            raise UserError(missing_group(override.key_or_group))
+            raise UserError(missing_group(override.key_or_group, config_dir))
         found = value.filter(options)
         if not found:
             raise UserError(f"{override.input_line}: it matches none of {', '.join(options)}")

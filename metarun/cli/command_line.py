@@ -16,7 +16,7 @@ from metarun import config as schema
 from metarun import ranks
 from metarun.cli.complaints import missing_choice_of
 from metarun.cli.help import choice_files
-from metarun.composing import conf_folder
+from metarun.config import conf_folder
 from metarun.errors import UserError
 from metarun.tables.asked import Asked, asked
 

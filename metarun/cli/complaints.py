@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
@@ -9,7 +10,8 @@ from omegaconf import OmegaConf
 
 from metarun import config as schema
 from metarun.cli.help import choice_files
-from metarun.composing import composed, conf_folder
+from metarun.composing import composed, spelled
+from metarun.config import conf_folder
 
 UNKNOWN = re.compile(r"Could not override '([^']+)'")
 
@@ -35,8 +37,8 @@ def missing_choice_of(group: str, choice: str, options: list[str]) -> str:
 def unreadable(error: OverrideParseException) -> str:
     """One line for an override that Hydra cannot read, which says how it can, if in quotes."""
     key, _, value = error.override.partition("=")
-    quoted = schema.spelled(key, value)
-    if quoted != f"{key}={value}" and not value.startswith(("[", "{")):
+    quoted = spelled(key, value)
+    if quoted != f"{key}={value}" and not set(value) & set(",()[]{}"):  # of several values
         return f"{error.override}: cannot be read: quote the value: {shlex.quote(quoted)}"
     return f"{error.override}: cannot be read: write key=value ({one_line(error)})"
 
@@ -60,18 +62,19 @@ def unknown_key(error: Exception, overrides: list[str], config_dir: str | None) 
     if found is None:
         return None
     key = found[1]
-    if "/" in key and key in groups():
+    if "/" in key and key in groups(config_dir):
         return f"{key}: it is no group of every run: write +{key}=CHOICE"
     if "/" in key:
-        return missing_group(key)
-    words = [group for group in groups() if "/" not in group]
+        return missing_group(key, config_dir)
+    words = [group for group in groups(config_dir) if "/" not in group]
     words += known_keys(overrides, config_dir)
     return f"{key}: there is no such key{schema.nearest(key, words)}"
 
 
-def missing_group(group: str) -> str:
+def missing_group(group: str, config_dir: str | None) -> str:
     """One line for a group of choices that does not exist."""
-    return f"{group}: there is no such group of choices{schema.nearest(group, groups())}"
+    near = schema.nearest(group, groups(config_dir))
+    return f"{group}: there is no such group of choices{near}"
 
 
 def known_keys(overrides: list[str], config_dir: str | None) -> list[str]:
@@ -86,7 +89,11 @@ def known_keys(overrides: list[str], config_dir: str | None) -> list[str]:
     return list(schema.flat({key: keys[key] for key in keys if key != "hydra"}))
 
 
-def groups() -> list[str]:
-    """The committed groups of choices, such as algo and experiment/ladder."""
-    conf = conf_folder()
-    return [path.relative_to(conf).as_posix() for path in sorted(conf.rglob("*")) if path.is_dir()]
+def groups(config_dir: str | None) -> list[str]:
+    """The groups of choices, such as algo and experiment/ladder, committed and the user's own."""
+    return [
+        path.relative_to(conf).as_posix()
+        for conf in [conf_folder(), *map(Path, filter(None, [config_dir]))]
+        for path in sorted(conf.rglob("*"))
+        if path.is_dir()
+    ]

@@ -20,6 +20,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from metarun import config as schema
 from metarun import ranks, rerun, runfolder
@@ -29,7 +30,8 @@ from metarun.cli.command_line import choices_of, parsed_arguments
 from metarun.cli.complaints import missing_choice, one_line, unreadable
 from metarun.cli.help import help_text
 from metarun.cli.sweep import run_sweep
-from metarun.composing import conf_folder, plain
+from metarun.composing import plain, spelled
+from metarun.config import conf_folder
 from metarun.errors import DataChanged, Interrupted, InUse, UserError
 from metarun.folders import none_left_empty
 from metarun.signals import StopSignals
@@ -213,10 +215,10 @@ def go_on(hydra_config: HydraConf, name: str, folder: Path) -> list[str]:
     again = [o for o in hydra_config.overrides.task if not o.startswith(("name=", "resume="))]
     local = os.environ.get("LOCAL_WORLD_SIZE", ranks.size())
     torchrun = ["torchrun", f"--nproc-per-node={local}", "-m"] if ranks.size() > 1 else []
-    named = schema.spelled("name", name)
+    named = spelled("name", name)
     command = [*torchrun, "metarun", *config_dir, *again, named, "resume=auto"]
     if any(o.startswith("hydra.run.dir=") for o in hydra_config.overrides.hydra):
-        command.append(schema.spelled("hydra.run.dir", folder))
+        command.append(spelled("hydra.run.dir", folder))
     return command
 
 
@@ -254,6 +256,8 @@ def main() -> None:
         leave(unreadable(error))
     except (HydraException, OmegaConfBaseException) as error:
         leave(one_line(error))
+    except YAMLError as error:  # in a config of the user's own
+        leave(" ".join(str(error).split()))
     except KeyboardInterrupt as stopped:
         leave(str(stopped) or "stopped", code=130)
     except Exception as error:

@@ -13,7 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
 from metarun import config as schema
-from metarun.composing import composed, conf_folder, plain
+from metarun.composing import composed, plain, spelled
+from metarun.config import conf_folder
 from metarun.errors import Interrupted, UserError
 from metarun.tables import cells
 from metarun.tables.asked import Asked, experiments_of, folder_of, record
@@ -36,10 +37,10 @@ def run_sweep(
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         if table:
             every, wanted = runs_of(table, values, arguments.config_dir)
-            spelled = f"hydra.sweep.dir={folder_of(table, every)}"
+            home = f"hydra.sweep.dir={folder_of(table, every)}"
             if not any(o.startswith("hydra.sweep.dir=") for o in arguments.overrides):
-                sys.argv.append(spelled)
-                values = [*values, [spelled]]
+                sys.argv.append(home)
+                values = [*values, [home]]
         first = composed([each[0] for each in values], arguments.config_dir)
         HydraConfig.instance().set_config(first)
         folder, name = Path(first.hydra.sweep.dir), first.name
@@ -51,7 +52,7 @@ def run_sweep(
             launch()
         except KeyboardInterrupt as stopped:
             again = [o for o in arguments.typed if not o.startswith(("name=", "resume="))]
-            command = [*again, *([] if table else [schema.spelled("name", name), "resume=auto"])]
+            command = [*again, *([] if table else [spelled("name", name), "resume=auto"])]
             text = f"{stopped or 'stopped'}; go on with: {shlex.join(['metarun', *command])}"
             raise Interrupted(text) from None
         except Exception as error:  # the first of them; each has been told

@@ -12,7 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from metarun import runfolder
-from metarun.config import UNSEEN, differences, nearest, shown
+from metarun.config import UNSEEN, nearest, shown
+from metarun.differences import differences
 from metarun.errors import UserError
 from metarun.tables.cells import run_name
 

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from metarun import __version__
 from metarun.cli.check import check
 from metarun.cli.main import go_on, objective
-from metarun.composing import conf_folder
+from metarun.config import conf_folder
 from metarun.tables import cells
 from metarun.tracking.weights_and_biases import flat
 from tests.conftest import QUICK
@@ -77,6 +77,7 @@ EXPERIMENTS = sorted(
         ("name=é", """name=é: cannot be read: quote the value: 'name="é"'"""),
         ("name=a=b", """quote the value: 'name="a=b"'"""),
         ("seed=0,1", "several values are a sweep: add -m"),
+        ("-m algo=protonet,", "algo=protonet,: cannot be read: write key=value"),
         ("device=null", "device=null: a run needs one"),
         ("optim.lr=nan", "optim.lr=nan: it must be finite"),
         ("schedule.gamma=-1", "schedule.gamma=-1: it must be at least 0"),
@@ -349,7 +350,7 @@ def test_data_without_training_classes(metarun, published, capsys):
     checkpoint = "checkpoint=outputs/dtd/protonet/run/checkpoints/best.pt"
     capsys.readouterr()
     metarun.main(*signs, *TWO_STEPS, "mode=test", checkpoint, "name=run")
-    assert "trained on other data; data= says what it is tested on" in capsys.readouterr().out
+    assert "trained on other data; it is tested on what data= says" in capsys.readouterr().out
     assert metarun.results("gtsrb/protonet/run")["data"]["classes"]["test"] == 43
 
 
@@ -660,3 +661,24 @@ def test_a_test_takes_few_large_tasks_at_once(metarun, capsys, choice, tasks):
     """One of sampler=variable may have a thousand examples."""
     metarun.main("--cfg", "job", choice)
     assert f"\n  tasks: {tasks}\n" in capsys.readouterr().out.partition("\neval:")[2]
+
+
+def test_what_is_the_users_own_is_known(metarun):
+    """An own test sampler has keys of its own, whatever they are called; an own group exists."""
+    conf = metarun.folder / "conf"
+    (conf / "eval").mkdir(parents=True)
+    (conf / "experiment/mine").mkdir(parents=True)
+    target = "_target_: metarun.samplers.uniform.Uniform"
+    keys = "  way: ${eval.way}\n  shot: 2\n  query: ${eval.query}\n  tasks: 1\n"
+    (conf / "eval/mine.yaml").write_text(f"sampler:\n  {target}\n{keys}")
+    (conf / "experiment/mine/foo.yaml").write_text("# @package _global_\nway: 3\n")
+    mine = ["--config-dir", str(conf)]
+    metarun.main(*mine, "eval=mine", "--cfg", "job")
+    said = metarun.error(*mine, "eval=mine", "eval.sampler.way=4")
+    assert said == "eval.sampler.way=4: it is set as eval.way=4"
+    said = metarun.error(*mine, "experiment/mine=foo")
+    assert said == "experiment/mine: it is no group of every run: write +experiment/mine=CHOICE"
+    said = metarun.error(*mine, "+experiment/mime=foo")
+    assert said.endswith("did you mean experiment/mine?")
+    (conf / "eval/mine.yaml").write_text("sampler: {")
+    assert f"{conf}/eval/mine.yaml" in metarun.error(*mine, "eval=mine")
