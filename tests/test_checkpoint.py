@@ -2,11 +2,14 @@ import copy
 import os
 import pickle
 
+import hydra
 import pytest
 import torch
 from torch import nn
 
 from metarun import checkpoint
+from metarun.composing import plain
+from metarun.config import conf_folder
 from metarun.device import Device
 from metarun.errors import UserError
 from metarun.train import Plan, Progress, Training, fit
@@ -207,6 +210,24 @@ def test_another_config_is_refused_naming_its_keys():
     wanted = r"started with seed=0 optim.lr=0.001: say the same, or choose another name="
     with pytest.raises(UserError, match=wanted):
         checkpoint.refuse_another_run(content, changed(seed=1, optim__lr=0.1))
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "said"),
+    [
+        (["algo=maml"], [], "algo=maml"),
+        ([], ["algo=maml"], "algo=protonet backbone.batch_norm=running"),
+        (["backbone.width=8"], ["algo=matching"], "algo=protonet backbone.width=8"),
+        (["backbone=resnet12"], ["backbone=conv6"], "backbone=resnet12"),
+    ],
+)
+def test_another_model_is_refused_naming_its_choices(trained, asked, said):
+    """And not what they set beside the model."""
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        theirs, ours = (plain(hydra.compose("config", [*o, "name=a"])) for o in (trained, asked))
+    with pytest.raises(UserError, match=f"trained with {said}: say the same"):
+        checkpoint.refuse_another_model({"config": theirs}, ours)
+    checkpoint.refuse_another_model({"config": theirs}, theirs)
 
 
 def test_the_optimiser_goes_on_in_its_own_way():
