@@ -103,10 +103,8 @@ def refuse_another_model(
 ) -> None:
     """Raise UserError when `content` is of another algorithm or backbone than the config's, or of
     others of its `groups`."""
-    trained = {**config, **{group: content["config"][group] for group in groups}}
-    told = differences(config, trained, except_for=AT_TEST)
-    # A choice may set what is not the model's, such as the sampler.
-    changed = [change for change in told if change.startswith(tuple(groups))]
+    others = [key for key in config | content["config"] if key not in groups]
+    changed = differences(config, content["config"], except_for=[*AT_TEST, *others])
     if changed:
         raise UserError(f"the checkpoint was trained with {' '.join(changed)}: say the same")
 

@@ -138,6 +138,18 @@ AT_ONCE = {
 }
 
 
+def conf_folder() -> Path:
+    """The committed configs: beside the package in a checkout, inside it once installed."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def conf_folders(config_dir: str | None) -> list[Path]:
+    """The committed configs, and the user's own in `config_dir`, if there are any."""
+    return [conf_folder(), *([Path(config_dir)] if config_dir else [])]
+
+
 def check_values(config: dict[str, Any], reference: dict[str, Any]) -> None:
     """Raise UserError for a key that `reference`, the committed configs, does not have, a value of
     another type than there, or one out of bounds."""
@@ -166,13 +178,6 @@ def check_values(config: dict[str, Any], reference: dict[str, Any]) -> None:
         least = min(value, default=lowest) if isinstance(value, list) else value
         if isinstance(least, int | float) and least < lowest:
             raise UserError(f"{key}={shown(value)}: it must be at least {lowest}")
-
-
-def conf_folder() -> Path:
-    """The committed configs: beside the package in a checkout, inside it once installed."""
-    package = Path(__file__).parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -> None:

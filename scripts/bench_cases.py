@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 # torch, Hydra and metarun are loaded when they are needed, not before.
@@ -69,10 +70,11 @@ def composed(case: str, settings: list[str]) -> Any:
     from hydra import compose, initialize_config_dir
     from omegaconf import open_dict
 
-    from metarun.config import conf_folder
+    import metarun
 
+    conf = Path(metarun.__file__).parents[1] / "conf"  # of whatever revision is measured
     images, line = CASES[case]
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+    with initialize_config_dir(str(conf), version_base="1.3"):
         config = compose("config", [*line.split(), *settings])
     with open_dict(config):
         config.data = {"_target_": f"{__name__}.MadeUp", "images": images}

@@ -16,7 +16,7 @@ from metarun import config as schema
 from metarun import ranks
 from metarun.cli.complaints import missing_choice_of
 from metarun.cli.help import choice_files
-from metarun.config import conf_folder
+from metarun.config import conf_folder, conf_folders
 from metarun.errors import UserError
 from metarun.tables.asked import Asked, asked
 
@@ -41,7 +41,7 @@ def parsed_arguments() -> argparse.Namespace:
         raise UserError("--cfg shows one run's config: leave out -m")
     given = arguments.overrides + later  # argparse takes no more once an option followed some
     options = [word for word in sys.argv[1:] if word not in given]
-    folders = [conf_folder(), *map(Path, filter(None, [arguments.config_dir]))]
+    folders = conf_folders(arguments.config_dir)
     arguments.overrides = [o for word in given for o in mixture_spelled_out(word, folders)]
     arguments.table = table_spelled_out(arguments, folders)
     if arguments.table:

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from pathlib import Path
 from typing import Any
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
@@ -11,7 +10,7 @@ from omegaconf import OmegaConf
 from metarun import config as schema
 from metarun.cli.help import choice_files
 from metarun.composing import composed, spelled
-from metarun.config import conf_folder
+from metarun.config import conf_folder, conf_folders
 
 UNKNOWN = re.compile(r"Could not override '([^']+)'")
 
@@ -93,7 +92,7 @@ def groups(config_dir: str | None) -> list[str]:
     """The groups of choices, such as algo and experiment/ladder, committed and the user's own."""
     return [
         path.relative_to(conf).as_posix()
-        for conf in [conf_folder(), *map(Path, filter(None, [config_dir]))]
+        for conf in conf_folders(config_dir)
         for path in sorted(conf.rglob("*"))
         if path.is_dir()
     ]

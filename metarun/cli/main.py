@@ -31,7 +31,7 @@ from metarun.cli.complaints import missing_choice, one_line, unreadable
 from metarun.cli.help import help_text
 from metarun.cli.sweep import run_sweep
 from metarun.composing import plain, spelled
-from metarun.config import conf_folder
+from metarun.config import conf_folder, conf_folders
 from metarun.errors import DataChanged, Interrupted, InUse, UserError
 from metarun.folders import none_left_empty
 from metarun.signals import StopSignals
@@ -231,7 +231,7 @@ def main() -> None:
             ranks.join()
         arguments = parsed_arguments()
         if arguments.help:
-            folders = [conf_folder(), *map(Path, filter(None, [arguments.config_dir]))]
+            folders = conf_folders(arguments.config_dir)
             print(help_text(folders, choices_of(arguments.overrides)))
             return
         if any(override.startswith("rerun=") for override in arguments.overrides):

@@ -11,7 +11,7 @@ from collections import defaultdict
 from statistics import mean
 
 from metarun.errors import UserError
-from metarun.tables.render import half, shown
+from metarun.tables.render import half, rank, shown
 from metarun.tables.statistics import over_seeds
 
 Run = dict  # the content of a results.json
@@ -28,7 +28,7 @@ def table(runs: list[Run]) -> str:
         "| algorithm | batch norm | " + " | ".join(columns) + " |",
         "|---|---|" + "---|" * len(columns),
     ]
-    for name in sorted(set(names), key=lambda name: (rank(cells, name, columns), name)):
+    for name in sorted(set(names), key=lambda name: (place(cells, name, columns), name)):
         row = [cells.get((name, column), []) for column in columns]
         modes = sorted({run["test"]["batch_norm"] for runs in row for run in runs})
         lines.append(f"| {name} | {', '.join(modes)} | " + " | ".join(map(cell, row)) + " |")
@@ -51,12 +51,10 @@ def row_names(runs: list[Run]) -> list[str]:
     return names
 
 
-def rank(cells: dict[tuple[str, str], list[Run]], name: str, columns: list[str]) -> float:
+def place(cells: dict[tuple[str, str], list[Run]], name: str, columns: list[str]) -> float:
     """Less for what is better in the first column that the row has."""
     runs = next(cells[name, column] for column in columns if (name, column) in cells)
-    sign = 1 if runs[0]["test"]["metric"] == "mse" else -1
-    value = mean(map(figure, runs))
-    return math.inf if math.isnan(value) else sign * value
+    return rank(mean(map(figure, runs)), runs[0]["test"]["metric"])
 
 
 def task(run: Run) -> str:

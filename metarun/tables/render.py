@@ -293,6 +293,13 @@ def signed(number: float | None, width: float | None) -> str:
     return "–" if number is None or math.isnan(number) else f"{number:+.2f}{half(width)}"
 
 
+def rank(figure: float, metric: str) -> float:
+    """Less for what is better, most for what is not a number."""
+    if math.isnan(figure):
+        return math.inf
+    return figure if metric == "mse" else -figure
+
+
 def half(number: float | None) -> str:
     """As ± 0.78; nothing for none."""
     return "" if number is None or math.isnan(number) else f" ± {number:.2f}"

@@ -1,7 +1,6 @@
 """The runs of any sweep in a few lines: one for each config, over its seeds."""
 
 import json
-import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from metarun import runfolder
 from metarun.config import flat, shown
 from metarun.tables.cells import UNNAMED, Run, below
 from metarun.tables.figures import Figure, figure, pairs
+from metarun.tables.render import rank, signed, table_line
 from metarun.tables.render import shown as number
-from metarun.tables.render import signed, table_line
 
 MOST_PAIRS = 10
 
@@ -73,12 +72,7 @@ def markdown(
     head = ["config", "test", "± seeds", "± closed", "± open", "seeds"]
     lines = [table_line(head), table_line(["---"] * len(head))]
     metric = {name: runs[0].results["test"]["metric"] for name, runs in groups.items()}
-
-    def rank(name: str) -> float:
-        value = figures[name].mean
-        return math.inf if math.isnan(value) else value * (1 if metric[name] == "mse" else -1)
-
-    for name in sorted(figures, key=rank):
+    for name in sorted(figures, key=lambda name: rank(figures[name].mean, metric[name])):
         found = figures[name]
         unit = "" if metric[name] == "mse" else " %"
         halves = [number(h) for h in (found.over_seeds, found.closed, found.open)]
