@@ -123,6 +123,7 @@ def first_results(
         "backbone": parts.network,
         "data": parts.data.facts(),
         "trained_on": content["data_checksum"] if content else parts.data.checksum,
+        "trained_in": earlier.get("trained_in") if earlier and content else None,
         "provenance": provenance(parts.device.torch_device),
         "config": plain(parts.config),
     }
@@ -688,7 +689,9 @@ def start_trackers(
         )
         | {"run folder": str(folder)}
     )
-    if resumed:
+    if resumed and results["trained_in"]:
+        console.message(f"trained in {results['trained_in']}, which differs in its test alone")
+    elif resumed:
         console.message(f"going on after step {progress.step}")
     if results["trained_on"] != parts.data.checksum:
         console.message("the model was trained on other data; it is tested on what data= says")
