@@ -44,6 +44,7 @@ from metarun.samplers.functions import Functions
 from metarun.seeds import stream, stream_seed
 from metarun.signals import StopSignals
 from metarun.step import refuse_chunks, refuse_ranks
+from metarun.tables.shared_training import shared_training
 from metarun.tracking import jsonlines, pictures
 from metarun.tracking.console import Console
 from metarun.tracking.jsonlines import Record
@@ -67,13 +68,19 @@ class Parts(NamedTuple):
     network: dict[str, Any]  # what the backbone is, in numbers
 
 
-def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str, str]) -> dict:
+def run(
+    config: DictConfig,
+    folder: Path,
+    names: dict[str, str],
+    texts: dict[str, str],
+    sweep: Path | None = None,
+) -> dict:
     """Train and test as `config` says, in `folder`; returns the content of its results.json.
 
     `names` are what the command line calls the data, augment, algo, backbone and sweep; `texts` are
-    files to keep in the folder. What the user can put right raises UserError, before long work
-    starts wherever it can be known by then. Of several ranks the first alone uses the folder, and
-    returns something.
+    files to keep in the folder; of the runs in `sweep` one may have done the training already. What
+    the user can put right raises UserError, before long work starts wherever it can be known by
+    then. Of several ranks the first alone uses the folder, and returns something.
     """
     started = time.time()
     with StopSignals() as stop, runfolder.claimed_by_first(folder):
@@ -87,6 +94,11 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
         )
         with ranks.agreed():
             parts = build_parts(config)
+            shared = None
+            if sweep and not earlier:
+                shared = shared_training(sweep, plain(config), parts.data.checksum)
+            if shared:
+                earlier, content = shared.results, shared.state
             restore(parts, content)
         refuse_other_data(parts.data)
         if ranks.rank():
@@ -96,6 +108,9 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
         with kept(results, folder, earlier or {}, started) as began:
             for name, text in texts.items():
                 runfolder.write_text(folder / name, text)
+            if shared:
+                runfolder.write_text(folder / "metrics.jsonl", shared.records)
+                save(parts, folder / "checkpoints", best=True)
             trackers = start_trackers(parts, folder, names, results, resumed=earlier is not None)
             try:
                 peak_memory = (earlier or {}).get("train", {}).get("peak_memory_mib")
@@ -114,6 +129,7 @@ def first_results(
     content: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """What results.json says of a run that begins, or goes on from `content`, a saved state."""
+    steps_left = not content or content["progress"]["step"] < parts.config.train.steps
     return {
         "status": "running",
         "mode": parts.config.mode,
@@ -123,7 +139,7 @@ def first_results(
         "backbone": parts.network,
         "data": parts.data.facts(),
         "trained_on": content["data_checksum"] if content else parts.data.checksum,
-        "trained_in": earlier.get("trained_in") if earlier and content else None,
+        "trained_in": earlier.get("trained_in") if earlier and not steps_left else None,
         "provenance": provenance(parts.device.torch_device),
         "config": plain(parts.config),
     }
@@ -689,8 +705,8 @@ def start_trackers(
         )
         | {"run folder": str(folder)}
     )
-    if resumed and results["trained_in"]:
-        console.message(f"trained in {results['trained_in']}, which differs in its test alone")
+    if trained_in := results["trained_in"]:
+        console.message(f"trained in {trained_in['folder']}, which differs in its test alone")
     elif resumed:
         console.message(f"going on after step {progress.step}")
     if results["trained_on"] != parts.data.checksum:

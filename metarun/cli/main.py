@@ -63,7 +63,6 @@ def job(config: DictConfig) -> float | None:
     """One run; its `objective`, for sweepers that look for the best."""
     load_torch()  # when work starts, not before
     from metarun import embed, experiment, many_seeds
-    from metarun.tables.shared_training import take_over
 
     hydra_config = HydraConfig.get()
     choices = hydra_config.runtime.choices
@@ -95,11 +94,12 @@ def job(config: DictConfig) -> float | None:
             found = map(objective, many_seeds.run(config, folder, names, texts))
             values = [value for value in found if value is not None]
             return mean(values) if values else None
-        if in_sweep and config.resume == "auto":
-            whole = Path(hydra_config.sweep.dir)
-            ranks.from_first(lambda: take_over(folder, plain(config), from_here(whole.absolute())))
-        run = embed.run if config.mode == "embed" else experiment.run
-        results = run(config, folder, names, texts)
+        if config.mode == "embed":
+            results = embed.run(config, folder, names, texts)
+        else:
+            done = Path(hydra_config.sweep.dir).absolute() if in_sweep else None
+            sharing = from_here(done) if done and config.resume == "auto" else None
+            results = experiment.run(config, folder, names, texts, sharing)
     except Interrupted as stopped:
         if in_sweep:
             raise  # with which the sweep stops, and tells how to go on with it

@@ -1,61 +1,62 @@
 """A training that another run of a sweep has done is not done twice."""
 
-import shutil
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, NamedTuple
 
 import metarun
-from metarun import checkpoint, runfolder
-from metarun.config import UNSEEN
+from metarun import checkpoint
 from metarun.differences import differences
-from metarun.tables.cells import Run, below
+from metarun.errors import UserError
+from metarun.tables.cells import UNNAMED, Run, below
 
 # Keys that decide the test alone; the shorthands way, shot and query decide nothing themselves.
 OF_THE_TEST = ["way", "shot", "query", "eval"]
 
 
-def take_over(folder: Path, config: dict[str, Any], sweep: Path) -> None:
-    """Give a new run in `folder` the training of a finished run of the `sweep` that differs in its
-    test alone, if there is one: as an interrupted run, which goes on from there.
+class Shared(NamedTuple):
+    """What a run takes over from the one that trained."""
+
+    results: dict[str, Any]  # what results.json would say, had it stopped before its test
+    state: dict[str, Any]  # of the training at its end, as in a checkpoint
+    records: str  # its metrics.jsonl
+
+
+def shared_training(sweep: Path, config: dict[str, Any], data_checksum: str) -> Shared | None:
+    """The training of a finished run of the `sweep` that differs from this one in its test alone;
+    None if there is none.
 
     With a validation (train.split=train) there is none, for that draws the test's kind of tasks.
-    Raises UserError if the folder holds other files, InUse if another process has it.
     """
-    if config["mode"] != "train" or config["train"]["split"] != "trainval" or config["seeds"] > 1:
-        return
-    with runfolder.claimed(folder):
-        if runfolder.earlier(folder, "auto", "train") is not None:
-            return
-        done = next((run for run in below(sweep) if has_done(run, config)), None)
-        if done is not None:
-            begin_with(done, folder, config, sweep)
+    if config["mode"] != "train" or config["train"]["split"] != "trainval":
+        return None
+    for run in below(sweep):
+        if has_trained(run, config, data_checksum):
+            try:
+                state = checkpoint.load(run.folder / "checkpoints" / "last.pt")
+                records = (run.folder / "metrics.jsonl").read_text()
+            except (UserError, OSError):  # lost or damaged: another may have it
+                continue
+            return Shared(before_test(run, sweep), state, records)
+    return None
 
 
-def has_done(run: Run, config: dict[str, Any]) -> bool:
-    """Whether the run has finished the very training that `config` asks for."""
+def has_trained(run: Run, config: dict[str, Any], data_checksum: str) -> bool:
+    """Whether the run has finished the very training that `config` asks for, on this data."""
     return (
         run.state == "finished"
+        and run.results["mode"] == "train"
         and run.results["provenance"]["metarun"] == metarun.__version__
-        and not differences(config, run.results["config"], except_for=[*UNSEEN, *OF_THE_TEST])
-        and (run.folder / "checkpoints" / "last.pt").exists()
+        and run.results["data"]["checksum"] == data_checksum
+        and not differences(config, run.results["config"], except_for=[*UNNAMED, *OF_THE_TEST])
     )
 
 
-def begin_with(done: Run, folder: Path, config: dict[str, Any], sweep: Path) -> None:
-    """Leave in `folder` what `done` would have, had it been interrupted before its test."""
-    kept = {key: value for key, value in done.results.items() if key not in ("test", "seconds")}
-    own = {
-        "status": "interrupted",
+def before_test(run: Run, sweep: Path) -> dict[str, Any]:
+    """What results.json would say of the run, had it stopped before its test."""
+    own = {"folder": str(run.folder.relative_to(sweep)), "provenance": run.results["provenance"]}
+    return {
         "wandb_id": token_hex(4),
-        "config": config,
-        "cpu_seconds": 0.0,
-        "trained_in": str(done.folder.relative_to(sweep)),
+        "trained_in": run.results.get("trained_in") or own,
+        **{key: run.results[key] for key in ("train", "seconds", "cpu_seconds")},
     }
-    runfolder.write_json(folder / "results.json", kept | own)
-    if (done.folder / "metrics.jsonl").exists():
-        shutil.copyfile(done.folder / "metrics.jsonl", folder / "metrics.jsonl")
-    # The last one last: with it the training is done.
-    for name in ("best.pt", "last.pt"):
-        content = checkpoint.load(done.folder / "checkpoints" / name)
-        checkpoint.save(folder / "checkpoints" / name, {**content, "config": config})

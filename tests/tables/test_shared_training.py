@@ -46,14 +46,16 @@ def test_one_training_serves_two_tests_as_two_trainings_do(metarun, steps, capsy
     assert len(steps) == 8
     first, second, own = both[3, 0], both[5, 0], alone[5, 0]
     assert first["trained_in"] is own["trained_in"] is None
-    assert second["trained_in"] == "/".join(named(first).split("/")[1:])
-    said = f"trained in {second['trained_in']}, which differs in its test alone"
+    where = "/".join(named(first).split("/")[1:])
+    assert second["trained_in"] == {"folder": where, "provenance": first["provenance"]}
+    said = f"trained in {where}, which differs in its test alone"
     assert said in capsys.readouterr().out
     assert second["test"] == own["test"] != first["test"]
     for key in ("status", "mode", "parameters", "data", "val", "trained_on"):
         assert second[key] == own[key], key
     assert second["train"]["steps"] == 4
-    assert second["train"]["seconds"] == first["train"]["seconds"], "of the one training"
+    assert second["train"] == first["train"], "of the one training"
+    assert second["cpu_seconds"] > first["cpu_seconds"], "the training's and its own test's"
     assert second["wandb_id"] != first["wandb_id"]
     assert same(weights(metarun, named(second)), weights(metarun, named(own)))
     assert records(metarun, named(second)) == records(metarun, named(own))
@@ -64,25 +66,76 @@ def test_one_training_serves_two_tests_as_two_trainings_do(metarun, steps, capsy
 
 
 @pytest.mark.parametrize(
-    ("other", "runs"),
+    ("other", "trained"),
     [
         (["way=3,5", "train.split=train"], 2),  # its validation has the test's way
         (["way=3,5", "resume=none"], 2),
-        (["way=3,5", "eval.episodes=6,7"], 4),
+        (["way=3,5", "eval.episodes=6,7"], 1),
         (["seed=0,1"], 2),
         (["sampler.shot=1,2"], 2),
         (["optim.lr=0.001,0.002"], 2),
-        (["train.steps=4,5"], 2),
+        (["backbone.batch_norm=batch", "sampler.chunk=0,1"], 2),
+        (["way=3,5", "train.log_every=1,2"], 2),
     ],
 )
-def test_only_a_training_that_is_the_same_is_shared(metarun, steps, other, runs):
-    shared = other == ["way=3,5", "eval.episodes=6,7"]
+def test_only_a_training_that_is_the_same_is_shared(metarun, steps, other, trained):
+    """What a sweep compares counts, even where results do not depend on it."""
     sweep(metarun, "both", *other)
     found = list((metarun.folder / "outputs/both").glob("*/*/results.json"))
-    taken = [json.loads(path.read_text())["trained_in"] for path in found]
-    assert len(found) == runs
-    assert sum(text is not None for text in taken) == (3 if shared else 0)
-    assert len(steps) == (4 if shared else 9 if "train.steps=4,5" in other else 8)
+    own = [json.loads(path.read_text())["trained_in"] for path in found].count(None)
+    assert own == trained
+    assert len(steps) == 4 * trained
+
+
+def test_whoever_trained_is_named(metarun):
+    """Though another took its training over in between, and is the first to be found."""
+    sweep(metarun, "both", "way=3")
+    two = sweep(metarun, "both", "way=4")
+    shutil.rmtree(two[3, 0]["folder"])
+    three = sweep(metarun, "both", "way=5")
+    assert three[5, 0]["trained_in"] == two[4, 0]["trained_in"]
+    assert three[5, 0]["trained_in"]["folder"] == "/".join(named(two[3, 0]).split("/")[1:])
+
+
+def test_a_run_that_trains_on_is_its_own(metarun, steps, capsys):
+    """Two runs of four steps from one training, and four more of one of them."""
+    folder = sweep(metarun, "both", "way=3,5")[5, 0]["folder"]
+    there = f"hydra.run.dir={folder.relative_to(metarun.folder)}"
+    on = [o for o in [*metarun.data, *QUICK, *SWEEP[1:]] if not o.startswith(("way=", "train.st"))]
+    capsys.readouterr()
+    metarun.main(*on, "way=5", "train.steps=8", there)
+    assert "going on after step 4" in capsys.readouterr().out
+    assert len(steps) == 8
+    results = json.loads((folder / "results.json").read_text())
+    assert results["trained_in"] is None
+    assert results["train"]["steps"] == 8
+
+
+@pytest.mark.parametrize("part", ["checkpoints/last.pt", "metrics.jsonl"])
+def test_a_training_that_is_lost_is_done_again(metarun, steps, part):
+    """A checkpoint cut short, or no records."""
+    first = sweep(metarun, "both", "way=3")[3, 0]
+    path = first["folder"] / part
+    if part.endswith(".pt"):
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        path.unlink()
+    second = sweep(metarun, "both", "way=5")[5, 0]
+    assert len(steps) == 8
+    assert second["trained_in"] is None
+    assert second["status"] == "finished"
+
+
+def test_a_training_on_other_data_is_not_taken(metarun, steps, pictures):
+    """The same files by name, one of them changed."""
+    root = metarun.folder / "pictures"
+    shutil.copytree(pictures, root)
+    there = f"data.root={root}"
+    sweep(metarun, "both", "way=3", there)
+    (root / "train/train00/0.png").unlink()
+    other = sweep(metarun, "both", "way=5", there)[5, 0]
+    assert len(steps) == 8
+    assert other["trained_in"] is None
 
 
 def test_a_run_killed_while_it_took_over_trains_for_itself(metarun, steps):
