@@ -1,7 +1,8 @@
 """Tables from run folders: `python scripts/table.py FOLDER…` prints them as Markdown.
 
 The folder of a paper's table (`metarun table=NAME`), or one with such folders, is rendered anew, as
-it stands; of other folders all finished runs become one table of methods and tasks.
+it stands; of other folders all finished runs, but for those of rerun=, become one table of methods
+and tasks.
 """
 
 import argparse
@@ -24,7 +25,8 @@ def main() -> None:
         print(render.write(folder))
     found = [path for folder in folders for path in sorted(folder.rglob("results.json"))]
     others = [path for path in found if not any(path.is_relative_to(paper) for paper in papers)]
-    runs = [run for path in others if (run := read(path.parent))]
+    first = [path.parent for path in others if not path.with_name("rerun.json").exists()]
+    runs = [run for folder in first if (run := read(folder))]
     finished = [run for run in runs if run["status"] == "finished"]
     tested = [run for run in finished if "test" in run]  # mode=embed has none
     if tested:

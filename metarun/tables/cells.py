@@ -90,7 +90,8 @@ def in_use(folder: Path) -> bool:
 
 
 def below(sweep: Path) -> list[Run]:
-    """The runs of a sweep, those of several seeds at once too, in the order of their names."""
+    """The runs of a sweep, those of several seeds at once too, in the order of their names, but for
+    what rerun= has repeated there."""
     depths, files = ("*", "*/*", "*/*/seed*"), ("results.json", "error.txt")
     found = {path.parent for d in depths for name in files for path in sweep.glob(f"{d}/{name}")}
-    return [read(folder) for folder in sorted(found)]
+    return [read(folder) for folder in sorted(found) if not (folder / "rerun.json").exists()]

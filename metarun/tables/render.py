@@ -109,7 +109,9 @@ def row_of(cell: dict[str, Any], runs: dict[int, Run], departures: list[str]) ->
         "backbone": backbone(results[0]),
         "precision": config["device"]["precision"],
         "steps": sorted({r["train"]["steps"] for r in results}),
+        "shared_training": any(r.get("trained_in") for r in results),
         "train_seconds": sum(r["train"]["seconds"] for r in results) / len(results),
+        "wall_seconds": sum(r["seconds"] for r in results) / len(results),
         "peak_memory_mib": max((m for m in memory if m), default=None),
         "data_checksum": sorted({r["data"]["checksum"] for r in results}),
         "episodes_sha256": test["episodes_sha256"],
@@ -265,7 +267,9 @@ def conditions(row: Row) -> dict[str, str]:
         "seeds": ", ".join(map(str, row["seeds"]))
         + ("" if is_whole(row) else f" ({standing(row)})"),
         "steps": ", ".join(map(str, row["steps"])),
-        "training time": duration(row["train_seconds"]),
+        "training time": duration(row["train_seconds"])
+        + (" (shared)" if row["shared_training"] else ""),
+        "wall time": duration(row["wall_seconds"]),
         "peak memory": "–" if memory is None else f"{memory:.0f} MiB",
     }
 
@@ -338,10 +342,10 @@ def flat(row: Row) -> Row:
 def latex(about: dict[str, Any], rows: list[Row]) -> str:
     """A tabular with the numbers: \\input it where a table is to stand."""
     table = [numbers(row) for row in rows]
-    head = [name for name in table[0] if name != "verdict" or not departing(rows)]
+    head = list(table[0])
     lines = [
         f"% {title(about, rows)}; {about['source']}",
-        r"\begin{tabular}{l" + "r" * (len(head) - 1) + "}",
+        r"\begin{tabular}{l" + "r" * (len(head) - 2) + "l}",
         r"\hline",
         " & ".join(map(escaped, head)) + r" \\",
         r"\hline",

@@ -41,6 +41,7 @@ def write_run(folder, episodes, seed=0, status="finished", sha256="e", disjoint=
             "device": {"precision": "fp32"},
         },
         "train": {"steps": 10, "seconds": 61.0, "peak_memory_mib": 100.0},
+        "seconds": 75.0,
         "data": {"checksum": "c" * 64},
         "test": {
             "metric": "accuracy",
@@ -109,7 +110,7 @@ def test_numbers_by_hand(folder):
     assert row["verdict"] == "equal within the intervals"
     assert "| a/one | 98.0 ± 0.50 | 97.50 % |" in text
     assert "60 | 1 | 5 | 1 | 5-way 1-shot, 15 queries | 4 |" in text
-    assert "running | conv4 64 | fp32 | 0, 1 | 10 | 1:01 | 100 MiB |" in text
+    assert "running | conv4 64 | fp32 | 0, 1 | 10 | 1:01 | 1:15 | 100 MiB |" in text
     assert other["states"] == {"0": "failed", "1": "waiting"}
     assert "| a/two | 50.0² | 1 failed, 1 waiting |" in text
     assert "* a/two, seed 0: failed: no such data" in text
@@ -132,7 +133,19 @@ def test_other_conditions_are_told_everywhere_and_not_judged(folder):
     assert row["difference"] is None
     assert row["verdict"] is None
     assert "equal" not in text
-    assert "Not under the paper's conditions" in (folder / "table.tex").read_text()
+    tex = (folder / "table.tex").read_text()
+    assert "Not under the paper's conditions" in tex
+    assert tex.count(r"& none: train.steps=10 \\") == 2, "every cell"
+
+
+def test_a_shared_training_is_marked(folder):
+    """Its time is that of the one training; the wall time is of the whole runs."""
+    about(folder)
+    assert "| 1:01 | 1:15 | 100 MiB |" in render.write(folder)
+    path = folder / "one/0/results.json"
+    results = json.loads(path.read_text()) | {"trained_in": {"folder": "one/1"}}
+    path.write_text(json.dumps(results))
+    assert "| 1:01 (shared) | 1:15 | 100 MiB |" in render.write(folder)
 
 
 def test_conditions_of_some_cells(folder):

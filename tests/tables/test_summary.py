@@ -26,3 +26,11 @@ def test_a_figure_that_is_not_finite_comes_last(tmp_path):
         "| algo=a | – % | – |",
     ]
     assert "algo=a less algo=b, same episodes: –" in lines
+
+
+def test_a_run_repeated_beside_its_own_is_no_other_seed(tmp_path):
+    """rerun= puts it there, with a rerun.json."""
+    for name in ("seed0", "seed1", "seed0-rerun1"):
+        write_run(tmp_path / "a" / name, [0.2, 0.4], seed=int(name[4]))
+    (tmp_path / "a/seed0-rerun1/rerun.json").write_text("{}")
+    assert "| 0, 1 |" in summary.write(tmp_path)
