@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -225,21 +226,19 @@ class Window:
         Raises UserError naming the first step whose loss is not finite.
         """
         columns = {
-            name: torch.stack([step[name] for step in self.steps]).double().cpu()
+            name: torch.stack([step[name] for step in self.steps]).tolist()
             for name in self.steps[0]
         }
-        bad = (~columns["loss"].isfinite()).nonzero()
-        if len(bad):
-            step = now.step - len(self.steps) + 1 + int(bad[0])
-            value = columns["loss"][bad[0]].item()
-            raise UserError(f"the loss is {value} at step {step}: {ADVICE}")
+        for back, loss in enumerate(columns["loss"], 1 - len(self.steps)):
+            if not math.isfinite(loss):
+                raise UserError(f"the loss is {loss} at step {now.step + back}: {ADVICE}")
         seconds = time.perf_counter() - self.started
         now.seconds += seconds
         now.episodes += self.episodes
         record = {
             "step": now.step,
             "episodes": now.episodes,
-            **{f"train/{name}": values.mean().item() for name, values in columns.items()},
+            **{f"train/{name}": fmean(values) for name, values in columns.items()},
             "train/episodes_per_second": self.episodes / seconds,
         }
         self.restart()

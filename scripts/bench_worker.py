@@ -145,6 +145,7 @@ class Case:
 
         algorithm, optimizer = self.parts.training.algorithm, self.parts.training.optimizer
         calls = [(algorithm, "loss"), (algorithm, "predict"), (torch.autograd, "backward")]
+        calls.append((optimizer, "zero_grad"))
         for owner, name in [*calls, (torch.cuda.CUDAGraph, "replay")]:
             self.clock.watch(owner, name)
         hooks = [(optimizer.register_step_pre_hook, optimizer.register_step_post_hook)]

@@ -104,7 +104,7 @@ def shuffled(first_row: Tensor, size: Tensor, largest: int, generator: torch.Gen
     both [T, way], in random order; what follows a class's own is of no meaning."""
     # Sorting random keys draws for all tasks at once; keys past a class's end sort last.
     keys = torch.rand(*size.shape, largest, generator=generator)
-    keys[torch.arange(largest) >= size[..., None]] = 2
+    keys.masked_fill_(torch.arange(largest) >= size[..., None], 2)
     return first_row[..., None] + keys.argsort(dim=2, stable=True)
 
 
