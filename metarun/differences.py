@@ -16,10 +16,13 @@ def differences(config: dict[str, Any], other: dict[str, Any], except_for: list[
     incidental = tuple(f"{key}." for key in except_for)
     choices, replaced = [], []
     for group, content in other.items():
-        if f"{group}.".startswith(incidental) or classes(config.get(group)) == classes(content):
+        wanted, ours = {group: content}, {group: config.get(group)}
+        of_one_class = classes(ours) == classes(wanted)
+        if f"{group}.".startswith(incidental) or (
+            of_one_class and keys(ours, incidental) == keys(wanted, incidental)
+        ):
             continue
-        if alike := committed_choices(config, group, content):
-            wanted = {group: content}
+        if alike := committed_choices(config, group, content, all_keys=of_one_class):
             name = min(alike, key=lambda n: len(unlike({group: alike[n][group]}, wanted)))
             choices.append(f"{group}={name}")
             replaced.append(f"{group}.")  # keys that this one does not have need no word
@@ -39,19 +42,28 @@ def unlike(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
 
 
+def keys(config: dict[str, Any], except_for: tuple[str, ...]) -> set[str]:
+    """The keys as they are typed, but for those at or below one of `except_for`."""
+    return {key for key in flat(config) if not f"{key}.".startswith(except_for)}
+
+
 def classes(config: Any) -> dict[str, str]:
     """What stands for `_target_` anywhere in the config."""
     return dict(targets(config))
 
 
-def committed_choices(config: dict[str, Any], group: str, content: Any) -> dict[str, dict]:
-    """By their names the committed choices of the group that have the classes of `content`: what
-    `config` would be with each."""
+def committed_choices(
+    config: dict[str, Any], group: str, content: Any, all_keys: bool
+) -> dict[str, dict]:
+    """By their names the committed choices of the group that have the classes of `content`, and
+    with `all_keys` its keys and no others: what `config` would be with each."""
     found = {}
     for path in sorted((conf_folder() / group).glob("*.yaml")):
         file: Any = OmegaConf.to_container(OmegaConf.load(path))
         file.pop("defaults", None)
         chosen = file if group in file else {group: file}  # one that sets other groups too
+        if all_keys and set(flat(chosen[group])) != set(flat(content)):
+            continue
         if classes(chosen[group]) == classes(content):
             merged = OmegaConf.merge(config, chosen)
             whole: Any = OmegaConf.to_container(merged, resolve=True)

@@ -29,6 +29,7 @@ def test_differences_name_what_the_other_says():
         (["algo=matching", "algo.fce=true"], ["algo=matching", "algo.fce=true"]),
         (["backbone=resnet10"], ["backbone=resnet10"]),
         (["augment=crop_flip"], ["augment=crop_flip"]),
+        (["backbone=conv6"], ["backbone=conv6"]),  # of conv4's class, and with other keys
         (["backbone.width=8"], ["backbone.width=8"]),
         (["algo=anil", "algo.way=7"], ["schedule=constant", "algo=anil"]),
         (["algo=fomaml", "data=omniglot"], ["schedule=constant", "algo=fomaml", "data=omniglot"]),
@@ -63,6 +64,15 @@ def test_fewer_of_the_same_is_a_difference():
     )
     wanted = ["data.sources.two._target_=null", "data.sources.two.root=null"]
     assert differences(config, other, except_for=[]) == wanted
+
+
+def test_a_key_that_is_excepted_may_be_missing():
+    """As in the checkpoint of a version that did not have it; another one is told."""
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config, then = (plain(hydra.compose("config", ["algo=maml", "name=a"])) for _ in range(2))
+    del then["algo"]["checkpoint_steps"]
+    assert differences(config, then, except_for=["algo.checkpoint_steps"]) == []
+    assert differences(config, then, except_for=["name"]) != []
 
 
 def test_a_group_that_is_excepted():
