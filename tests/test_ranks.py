@@ -125,6 +125,8 @@ def test_two_ranks_equal_one_process(metarun, monkeypatch, pictures):
         metarun.run(f"name={name}", *overrides)
     lines = {name: line(f"{name}_shared", *overrides) for name, overrides in SHARED.items()}
     lines["half"] = line("half", *SHARED["maml"], "train.steps=2")
+    metarun.run("name=grown", *SHARED["maml"], "train.steps=2")
+    lines["grown"] = line("grown", *SHARED["maml"], "resume=auto")
     lines["tested"] = line("tested", "algo=maml", "mode=test", *SGD)
     lines["tested"].append("checkpoint=outputs/maml/checkpoints/best.pt")
     lines["few"] = line("few", *SHARED["maml"], "sampler.tasks=1")
@@ -141,7 +143,7 @@ def test_two_ranks_equal_one_process(metarun, monkeypatch, pictures):
         assert part in text
     assert {path.name for path in outputs.iterdir()} == {
         *(name for each in SHARED for name in (each, f"{each}_shared")),
-        *("half", "tested"),
+        *("half", "grown", "tested"),
     }
 
     for name in SHARED:
@@ -149,7 +151,8 @@ def test_two_ranks_equal_one_process(metarun, monkeypatch, pictures):
         assert metarun.results(f"{name}_shared")["provenance"]["ranks"] == 2
     assert metarun.results("tested")["test"] == metarun.results("maml")["test"]
     metarun.run("name=half", *SHARED["maml"], "resume=auto")
-    assert_same_run(outputs / "half", outputs / "maml")
+    for name in ("half", "grown"):
+        assert_same_run(outputs / name, outputs / "maml")
 
 
 def test_a_signal_to_one_rank_stops_both(metarun):
