@@ -38,7 +38,8 @@ RESULTS = {
 
 @pytest.fixture(autouse=True)
 def _no_account(tmp_path_factory, monkeypatch) -> Iterator[None]:
-    """No key and no settings of the person who runs the tests, and a fresh wandb after each."""
+    """No key and no settings of the person who runs the tests, and a fresh wandb for each."""
+    wandb.teardown()  # one that a test of another file has set up keeps the address it found
     home = tmp_path_factory.mktemp("home")
     for name in os.environ:
         if name.startswith("WANDB_") or name.lower().endswith("_proxy"):
