@@ -42,7 +42,7 @@ def unlike(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
 
 
-def keys(config: dict[str, Any], except_for: tuple[str, ...]) -> set[str]:
+def keys(config: dict[str, Any], except_for: tuple[str, ...] = ()) -> set[str]:
     """The keys as they are typed, but for those at or below one of `except_for`."""
     return {key for key in flat(config) if not f"{key}.".startswith(except_for)}
 
@@ -62,7 +62,7 @@ def committed_choices(
         file: Any = OmegaConf.to_container(OmegaConf.load(path))
         file.pop("defaults", None)
         chosen = file if group in file else {group: file}  # one that sets other groups too
-        if all_keys and set(flat(chosen[group])) != set(flat(content)):
+        if all_keys and keys({group: chosen[group]}) != keys({group: content}):
             continue
         if classes(chosen[group]) == classes(content):
             merged = OmegaConf.merge(config, chosen)

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -238,7 +237,7 @@ class Window:
         record = {
             "step": now.step,
             "episodes": now.episodes,
-            **{f"train/{name}": fmean(values) for name, values in columns.items()},
+            **{f"train/{name}": sum(values) / len(values) for name, values in columns.items()},
             "train/episodes_per_second": self.episodes / seconds,
         }
         self.restart()

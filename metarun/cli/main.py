@@ -97,9 +97,9 @@ def job(config: DictConfig) -> float | None:
         if config.mode == "embed":
             results = embed.run(config, folder, names, texts)
         else:
-            done = Path(hydra_config.sweep.dir).absolute() if in_sweep else None
-            sharing = from_here(done) if done and config.resume == "auto" else None
-            results = experiment.run(config, folder, names, texts, sharing)
+            sharing = in_sweep and config.resume == "auto"
+            others = from_here(Path(hydra_config.sweep.dir).absolute()) if sharing else None
+            results = experiment.run(config, folder, names, texts, others)
     except Interrupted as stopped:
         if in_sweep:
             raise  # with which the sweep stops, and tells how to go on with it

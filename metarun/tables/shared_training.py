@@ -17,7 +17,7 @@ OF_THE_TEST = ["way", "shot", "query", "eval"]
 class Shared(NamedTuple):
     """What a run takes over from the one that trained."""
 
-    results: dict[str, Any]  # what results.json would say, had it stopped before its test
+    results: dict[str, Any]  # what results.json would say of a run with no test yet
     state: dict[str, Any]  # of the training at its end, as in a checkpoint
     records: str  # its metrics.jsonl
 
@@ -30,7 +30,8 @@ def shared_training(sweep: Path, config: dict[str, Any], data_checksum: str) -> 
     """
     if config["mode"] != "train" or config["train"]["split"] != "trainval":
         return None
-    for run in below(sweep):
+    # Who trained before who took over, whose cost counts several tests.
+    for run in sorted(below(sweep), key=lambda run: bool(run.results.get("trained_in"))):
         if has_trained(run, config, data_checksum):
             try:
                 state = checkpoint.load(run.folder / "checkpoints" / "last.pt")
@@ -53,7 +54,8 @@ def has_trained(run: Run, config: dict[str, Any], data_checksum: str) -> bool:
 
 
 def before_test(run: Run, sweep: Path) -> dict[str, Any]:
-    """What results.json would say of the run, had it stopped before its test."""
+    """What results.json would say of the run, had it stopped after its test and forgotten it: the
+    times are of the whole run."""
     own = {"folder": str(run.folder.relative_to(sweep)), "provenance": run.results["provenance"]}
     return {
         "wandb_id": token_hex(4),
