@@ -54,8 +54,7 @@ def has_trained(run: Run, config: dict[str, Any], data_checksum: str) -> bool:
 
 
 def before_test(run: Run, sweep: Path) -> dict[str, Any]:
-    """What results.json would say of the run, had it stopped after its test and forgotten it: the
-    times are of the whole run."""
+    """What another run takes over of the run's results.json; the times are its whole run's."""
     own = {"folder": str(run.folder.relative_to(sweep)), "provenance": run.results["provenance"]}
     return {
         "wandb_id": token_hex(4),
