@@ -2,14 +2,7 @@ import copy
 
 import pytest
 
-from metarun.config import (
-    check,
-    fits,
-    flat,
-    is_allowed,
-    shown,
-    targets,
-)
+from metarun.config import check, fits, flat, is_allowed, shown, targets
 from metarun.errors import UserError
 
 REFERENCE = {

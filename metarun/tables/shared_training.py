@@ -38,7 +38,7 @@ def shared_training(sweep: Path, config: dict[str, Any], data_checksum: str) -> 
                 records = (run.folder / "metrics.jsonl").read_text()
             except (UserError, OSError):  # lost or damaged: another may have it
                 continue
-            return Shared(before_test(run, sweep), state, records)
+            return Shared(taken_over(run, sweep), state, records)
     return None
 
 
@@ -53,7 +53,7 @@ def has_trained(run: Run, config: dict[str, Any], data_checksum: str) -> bool:
     )
 
 
-def before_test(run: Run, sweep: Path) -> dict[str, Any]:
+def taken_over(run: Run, sweep: Path) -> dict[str, Any]:
     """What another run takes over of the run's results.json; the times are its whole run's."""
     own = {"folder": str(run.folder.relative_to(sweep)), "provenance": run.results["provenance"]}
     return {
