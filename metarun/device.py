@@ -11,6 +11,7 @@ import torch
 
 from metarun import ranks
 from metarun.errors import UserError
+from metarun.kernels import library
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,11 @@ class Device:
         return f"CPU, {torch.get_num_threads()} threads, {self.precision}"
 
 
-def choose(name: str, precision: str, deterministic: bool, graph: bool = False) -> Device:
+def choose(
+    name: str, precision: str, deterministic: bool, compile: bool = True, graph: bool = False
+) -> Device:
     """The device a run asked for, with torch set up for it; of several GPUs each rank has its own.
+    With `compile` a CPU uses metarun's kernels, if it can.
 
     Raises UserError if it is not there.
     """
@@ -72,6 +76,7 @@ def choose(name: str, precision: str, deterministic: bool, graph: bool = False) 
         if graph:
             raise UserError("device.graph=true needs an NVIDIA GPU: use device.graph=false")
         keep_freed_memory()
+    library.use(compile and device.type == "cpu")
     # float32 is float32: without this, cuDNN's convolutions round to TF32 unasked.
     torch.backends.fp32_precision = (  # type: ignore[attr-defined]
         "tf32" if precision == "tf32" else "ieee"

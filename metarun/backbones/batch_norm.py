@@ -64,11 +64,14 @@ class BatchNorm(nn.Module):
         """x normalised by its own statistics, which the running ones take in."""
         full = x.to(torch.promote_types(x.dtype, torch.float32))  # statistics lose bits
         y, mean, variance = normalise_and_measure(full, self.weight, self.bias, self.eps)
-        counted = x.numel() // x.shape[1]
-        self.running_mean.mul_(1 - self.momentum).add_(self.momentum * mean)
-        unbiased = variance * counted / (counted - 1)
-        self.running_var.mul_(1 - self.momentum).add_(self.momentum * unbiased)
+        self.take_in(mean, variance, x.numel() // x.shape[1])
         return y.to(x.dtype)
+
+    def take_in(self, mean: Tensor, variance: Tensor, numbers: int) -> None:
+        """Move the running statistics towards these, of so many numbers in each channel."""
+        self.running_mean.mul_(1 - self.momentum).add_(self.momentum * mean)
+        unbiased = variance * numbers / (numbers - 1)
+        self.running_var.mul_(1 - self.momentum).add_(self.momentum * unbiased)
 
 
 def normalisation(channels: int, mode: str) -> nn.Module:

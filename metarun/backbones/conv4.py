@@ -3,11 +3,13 @@
 from math import prod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from metarun.backbones.batch_norm import normalisation
+from metarun.backbones.batch_norm import BatchNorm, normalisation
 from metarun.backbones.convolution import Conv2d, Mean, image_shape
+from metarun.backbones.folding import folded
 from metarun.errors import UserError
+from metarun.kernels.pooled_convolution import can_convolve, pooled_convolution
 
 BLOCKS = 4
 
@@ -39,7 +41,7 @@ class Conv4(nn.Sequential):
         halvings = 0 if strides else pools
         channels, height, wide = image_shape(input_shape, 2**halvings, f"backbone=conv{blocks}")
         layers = [
-            block(width if i else channels, width, batch_norm, pool=i < halvings, strides=strides)
+            Block(width if i else channels, width, batch_norm, pool=i < halvings, strides=strides)
             for i in range(blocks)
         ]
         size = (1, 1) if strides else (height // 2**halvings, wide // 2**halvings)
@@ -52,12 +54,29 @@ class Conv4(nn.Sequential):
         self.to(memory_format=torch.channels_last)
 
 
-def block(channels: int, width: int, batch_norm: str, *, pool: bool, strides: bool) -> nn.Module:
-    """One block: [N, channels, H, W] -> [N, width, H, W], half as high and wide if it reduces."""
-    # Pooling and ReLU commute; pooled first, ReLU has a quarter of the work.
-    return nn.Sequential(
-        Conv2d(channels, width, 3, padding=1, stride=2 if strides else 1),
-        normalisation(width, batch_norm),
-        nn.MaxPool2d(2) if pool else nn.Identity(),
-        nn.ReLU(),
-    )
+class Block(nn.Sequential):
+    """[N, channels, H, W] -> [N, width, H, W], half as high and wide if it reduces."""
+
+    def __init__(self, channels: int, width: int, batch_norm: str, *, pool: bool, strides: bool):
+        # Pooling and ReLU commute; pooled first, ReLU has a quarter of the work.
+        super().__init__(
+            Conv2d(channels, width, 3, padding=1, stride=2 if strides else 1),
+            normalisation(width, batch_norm),
+            nn.MaxPool2d(2) if pool else nn.Identity(),
+            nn.ReLU(),
+        )
+        self.pool = pool and not strides
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolution, normalised, pooled and through ReLU: of images all in one, if it can."""
+        convolution, norm, _, _ = self
+        if self.pool and type(norm) in (BatchNorm, nn.Identity) and can_convolve(x, convolution):
+            weight, bias = folded(convolution, norm, x)
+            return pooled_convolution(x, weight, bias, dtype_of_maps(x))
+        return super().forward(x)
+
+
+def dtype_of_maps(x: Tensor) -> torch.dtype:
+    """What type a convolution of x has."""
+    autocast = torch.is_autocast_enabled(x.device.type)
+    return torch.get_autocast_dtype(x.device.type) if autocast else x.dtype

@@ -1,0 +1,66 @@
+"""The C functions beside this file, compiled once by this machine's own compiler.
+
+They use the threads that torch has, through the OpenMP library that torch has loaded.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import platformdirs
+
+SOURCE = Path(__file__).with_name("pooled_convolution.c")
+COMPILE = "cc -O3 -march=native -fopenmp -fPIC -Wno-psabi -c -o kernels.o".split()
+LINK = "cc -shared -o kernels.so kernels.o".split()  # not OpenMP: torch has loaded one
+
+in_use: ctypes.CDLL | None = None
+
+
+def use(wanted: bool) -> bool:
+    """Have the kernels used from now on, or not; whether they are.
+
+    They are not where the machine has no C compiler that can make them.
+    """
+    global in_use
+    in_use = compiled() if wanted else None
+    return in_use is not None
+
+
+@cache
+def compiled() -> ctypes.CDLL | None:
+    """The library: that of an earlier run on such a processor, or a new one; None if none can be
+    made. What is in the cache folder can be deleted at any time."""
+    if sys.platform != "linux":
+        return None
+    made_from = f"{SOURCE.read_text()} {COMPILE} {LINK} {processor()}"
+    name = hashlib.sha256(made_from.encode()).hexdigest()[:16]
+    cache_folder = os.environ.get("METARUN_DATA") or platformdirs.user_cache_dir("metarun")
+    path = Path(cache_folder) / "kernels" / f"{name}.so"
+    try:
+        if not path.exists():
+            compile_to(path)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def compile_to(path: Path) -> None:
+    """Make the library. Raises OSError or subprocess.SubprocessError if that cannot be done."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        for command in ([*COMPILE, str(SOURCE)], LINK):
+            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
+        (Path(folder) / "kernels.so").replace(path)  # whole, whoever else is making it
+
+
+def processor() -> str:
+    """What the processor can do, which decides how its code is made."""
+    told = Path("/proc/cpuinfo").read_text().splitlines()
+    kinds = ("model name", "flags", "CPU part", "Features")
+    return " ".join([platform.machine(), *sorted({x for x in told if x.startswith(kinds)})])
