@@ -10,6 +10,7 @@ from metarun.backbones.convolution import Conv2d, Mean, image_shape
 from metarun.backbones.folding import folded
 from metarun.errors import UserError
 from metarun.kernels.pooled_convolution import can_convolve, pooled_convolution
+from metarun.kernels.pooled_normalisation import can_pool, pooled_normalisation
 
 BLOCKS = 4
 
@@ -68,12 +69,18 @@ class Block(nn.Sequential):
         self.pool = pool and not strides
 
     def forward(self, x: Tensor) -> Tensor:
-        """The convolution, normalised, pooled and through ReLU: of images all in one, if it can."""
-        convolution, norm, _, _ = self
-        if self.pool and type(norm) in (BatchNorm, nn.Identity) and can_convolve(x, convolution):
+        """The convolution, normalised, pooled and through ReLU; all in one where that can be, or
+        all after the convolution."""
+        if not self.pool:
+            return super().forward(x)
+        convolution, norm, pool, relu = self
+        if type(norm) in (BatchNorm, nn.Identity) and can_convolve(x, convolution):
             weight, bias = folded(convolution, norm, x)
             return pooled_convolution(x, weight, bias, dtype_of_maps(x))
-        return super().forward(x)
+        x = convolution(x)
+        if can_pool(x, norm):
+            return pooled_normalisation(x, norm)
+        return relu(pool(norm(x)))
 
 
 def dtype_of_maps(x: Tensor) -> torch.dtype:

@@ -14,10 +14,11 @@ from functools import cache
 from pathlib import Path
 
 import platformdirs
+from torch import Tensor
 
-SOURCE = Path(__file__).with_name("pooled_convolution.c")
-COMPILE = "cc -O3 -march=native -fopenmp -fPIC -Wno-psabi -c -o kernels.o".split()
-LINK = "cc -shared -o kernels.so kernels.o".split()  # not OpenMP: torch has loaded one
+SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
+COMPILE = "cc -O3 -march=native -fopenmp -fPIC -Wno-psabi -c".split()
+LINK = "cc -shared -o kernels.so".split()  # not with OpenMP: torch has loaded one
 
 in_use: ctypes.CDLL | None = None
 
@@ -38,7 +39,8 @@ def compiled() -> ctypes.CDLL | None:
     made. What is in the cache folder can be deleted at any time."""
     if sys.platform != "linux":
         return None
-    made_from = f"{SOURCE.read_text()} {COMPILE} {LINK} {processor()}"
+    sources = [source.read_text() for source in SOURCES]
+    made_from = " ".join([*sources, *COMPILE, *LINK, processor()])
     name = hashlib.sha256(made_from.encode()).hexdigest()[:16]
     cache_folder = os.environ.get("METARUN_DATA") or platformdirs.user_cache_dir("metarun")
     path = Path(cache_folder) / "kernels" / f"{name}.so"
@@ -53,8 +55,10 @@ def compiled() -> ctypes.CDLL | None:
 def compile_to(path: Path) -> None:
     """Make the library. Raises OSError or subprocess.SubprocessError if that cannot be done."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    sources = [source for source in SOURCES if source.suffix == ".c"]
+    objects = [f"{source.stem}.o" for source in sources]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        for command in ([*COMPILE, str(SOURCE)], LINK):
+        for command in ([*COMPILE, *map(str, sources)], [*LINK, *objects]):
             subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
         (Path(folder) / "kernels.so").replace(path)  # whole, whoever else is making it
 
@@ -64,3 +68,13 @@ def processor() -> str:
     told = Path("/proc/cpuinfo").read_text().splitlines()
     kinds = ("model name", "flags", "CPU part", "Features")
     return " ".join([platform.machine(), *sorted({x for x in told if x.startswith(kinds)})])
+
+
+def call(name: str, *values: Tensor | ctypes.Structure | ctypes.c_int64 | None) -> None:
+    """Call that C function with the values in order: of tensors where their numbers lie in memory,
+    of None null."""
+    assert in_use is not None
+    kept = [v.contiguous() if isinstance(v, Tensor) else v for v in values]
+    getattr(in_use, name)(
+        *(ctypes.c_void_p(v.data_ptr()) if isinstance(v, Tensor) else v for v in kept)
+    )

@@ -16,6 +16,7 @@ from torch.autograd import Function
 
 from metarun.backbones.normalise import tasks_first
 from metarun.kernels import library
+from metarun.kernels.library import call
 
 LANES = 16  # filters that are computed together
 CHANNELS = (1, 3)
@@ -66,7 +67,7 @@ class Moments(Function):
     def forward(images: Tensor) -> Tensor:
         rows = 9 * images.shape[-3] + 1
         moments = images.new_empty(*images.shape[:-3], rows, rows, dtype=torch.float64)
-        call("moments", images, moments, shape=shape_of(images))
+        call("moments", images, moments, shape_of(images))
         return moments
 
     @staticmethod
@@ -90,7 +91,7 @@ class Largest(Function):
     def forward(images: Tensor, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         maps = new_maps(images, rows.shape[-1], dtype)
         chosen = torch.empty_like(maps, dtype=torch.uint8)
-        call("largest", images, rows, maps, chosen, shape=shape_of(images, maps))
+        call("largest", images, rows, maps, chosen, shape_of(images, maps))
         return maps, chosen
 
     @staticmethod
@@ -121,7 +122,7 @@ class Gradient(Function):
         parts = -(-count // TOGETHER)
         sums = images.new_zeros(*tasks, parts, 9 * channels + 1, by_maps.shape[-1])
         shape = shape_of(images, by_maps)
-        call("gradient", images, chosen, by_maps, sums, ctypes.c_int64(TOGETHER), shape=shape)
+        call("gradient", images, chosen, by_maps, sums, ctypes.c_int64(TOGETHER), shape)
         return sums.sum(-3)
 
     @staticmethod
@@ -147,7 +148,7 @@ class Chosen(Function):
     @staticmethod
     def forward(images: Tensor, chosen: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
         maps = new_maps(images, rows.shape[-1], dtype)
-        call("chosen_ones", images, rows, chosen, maps, shape=shape_of(images, maps))
+        call("chosen_ones", images, rows, chosen, maps, shape_of(images, maps))
         return maps
 
     @staticmethod
@@ -190,11 +191,3 @@ def shape_of(images: Tensor, maps: Tensor | None = None) -> Shape:
     return Shape(
         torch.Size(tasks).numel(), count, channels, height, width, filters, brief, threads
     )
-
-
-def call(name: str, *values: Any, shape: Shape) -> None:
-    """Call that C function with the tensors as they lie in memory, in order."""
-    assert library.in_use is not None
-    values = tuple(v.contiguous() if isinstance(v, Tensor) else v for v in values)
-    pointers = [ctypes.c_void_p(v.data_ptr()) if isinstance(v, Tensor) else v for v in values]
-    getattr(library.in_use, name)(*pointers, ctypes.byref(shape))

@@ -1,0 +1,208 @@
+/* The kernels of pooled_normalisation.py, which says what they are for.
+
+   Maps are [tasks, images, height, width, filters], pooled ones half as high and wide; x is always a
+   map, `chosen` says which of each square was pooled, and numbers of a filter are [tasks, filters].
+   Work is done, and sums are kept, by parts of a task's images. Filters come in whole vectors. */
+
+#include "vectors.h"
+
+struct maps {
+    int64_t tasks, images, height, width, filters, together; /* `together` images make a part */
+    int32_t brief, threads;
+};
+
+#define PARALLEL _Pragma("omp parallel for schedule(static) num_threads(m.threads) firstprivate(m)")
+
+struct part { /* which numbers it has */
+    int64_t task, first, last; /* images, counted over all the tasks */
+};
+
+static int64_t parts_of(struct maps m) {
+    return (m.images + m.together - 1) / m.together;
+}
+
+static struct part part_of(int64_t i, struct maps m) {
+    int64_t task = i / parts_of(m), first = i % parts_of(m) * m.together;
+    int64_t last = first + m.together < m.images ? first + m.together : m.images;
+    return (struct part){task, task * m.images + first, task * m.images + last};
+}
+
+INLINE floats at(const float *of_filters, int64_t f) { return *(const floats *)(of_filters + f); }
+
+INLINE ints which(const uint8_t *chosen, int64_t at) {
+    return __builtin_convertvector(*(const bytes *)(chosen + at), ints);
+}
+
+INLINE floats where(ints mask, floats value) { return (floats)(mask & (ints)value); }
+
+/* Of each part and filter: the mean, and the sum of squares about it. [parts, 2, filters] */
+void moments_of_parts(const void *x, float *out, struct maps m) {
+    int64_t F = m.filters, pixels = m.height * m.width;
+PARALLEL
+    for (int64_t i = 0; i < m.tasks * parts_of(m); i++) {
+        struct part part = part_of(i, m);
+        int64_t first = part.first * pixels, last = part.last * pixels;
+        for (int64_t f = 0; f < F; f += LANES) {
+            floats sum[2] = {{0}}, squares[2] = {{0}};
+            for (int64_t n = first; n < last; n++) sum[n & 1] += load(x, n * F + f, m.brief);
+            floats mean = (sum[0] + sum[1]) / (float)(last - first);
+            for (int64_t n = first; n < last; n++) {
+                floats c = load(x, n * F + f, m.brief) - mean;
+                squares[n & 1] += c * c;
+            }
+            *(floats *)(out + 2 * i * F + f) = mean;
+            *(floats *)(out + (2 * i + 1) * F + f) = squares[0] + squares[1];
+        }
+    }
+}
+
+/* y = relu(max_pool2d(scale x + shift, 2)), and which number of each square it is. */
+void pool_scaled(const void *x, const float *scale, const float *shift, void *y, uint8_t *chosen,
+                 struct maps m) {
+    int64_t F = m.filters, H = m.height / 2, W = m.width / 2, wide = m.width * F;
+PARALLEL
+    for (int64_t row = 0; row < m.tasks * m.images * H; row++) {
+        int64_t n = row / H, task = n / m.images;
+        int64_t from = (n * m.height + row % H * 2) * wide, to = row * W * F;
+        for (int64_t f = 0; f < F; f += LANES) {
+            floats a = at(scale + task * F, f), b = at(shift + task * F, f);
+            for (int64_t column = 0; column < W; column++) {
+                int64_t square = from + 2 * column * F + f, out = to + column * F + f;
+                floats largest = a * load(x, square, m.brief) + b;
+                ints position = {0};
+                for (int p = 1; p < 4; p++) {
+                    floats value = a * load(x, square + p / 2 * wide + p % 2 * F, m.brief) + b;
+                    ints larger = (value > largest) | (value != value);
+                    largest = (floats)either(larger, (ints)value, (ints)largest);
+                    position = either(larger, (ints){0} + p, position);
+                }
+                ints none = largest <= 0;
+                store(y, out, m.brief, where(~none, largest));
+                position = either(none, (ints){0} + NONE, position);
+                *(bytes *)(chosen + out) = __builtin_convertvector(position, bytes);
+            }
+        }
+    }
+}
+
+/* The number of x that was pooled, or of any map, and 0 where none was. */
+INLINE floats pooled(const void *x, int64_t square, int64_t wide, ints position,
+                     struct maps m) {
+    floats value = {0};
+    for (int p = 0; p < 4; p++) {
+        floats candidate = load(x, square + p / 2 * wide + p % 2 * m.filters, m.brief);
+        value = (floats)either(position == p, (ints)candidate, (ints)value);
+    }
+    return value;
+}
+
+/* Of each part and filter: Σ g and Σ g (x - mean), g a pooled map. [parts, 2, filters] */
+void sums_of_pooled(const void *g, const void *x, const uint8_t *chosen, const float *mean,
+                    float *out, struct maps m) {
+    int64_t F = m.filters, H = m.height / 2, W = m.width / 2, wide = m.width * F;
+PARALLEL
+    for (int64_t i = 0; i < m.tasks * parts_of(m); i++) {
+        struct part part = part_of(i, m);
+        for (int64_t f = 0; f < F; f += LANES) {
+            floats sum = {0}, product = {0}, centre = at(mean + part.task * F, f);
+            for (int64_t row = part.first * H; row < part.last * H; row++) {
+                int64_t from = (row / H * m.height + row % H * 2) * wide + f;
+                for (int64_t column = 0; column < W; column++) {
+                    int64_t to = (row * W + column) * F + f;
+                    ints position = which(chosen, to);
+                    floats value = where(position != NONE, load(g, to, m.brief));
+                    floats c = pooled(x, from + 2 * column * F, wide, position, m) - centre;
+                    sum += value;
+                    product += value * c;
+                }
+            }
+            *(floats *)(out + 2 * i * F + f) = sum;
+            *(floats *)(out + (2 * i + 1) * F + f) = product;
+        }
+    }
+}
+
+/* Of each part and filter: Σ w, Σ w (x - mean) and Σ w g, w a map and g a pooled one, which is
+   where it was pooled from. [parts, 3, filters] */
+void sums_of_whole(const void *w, const void *x, const void *g, const uint8_t *chosen,
+                   const float *mean, float *out, struct maps m) {
+    int64_t F = m.filters, H = m.height / 2, W = m.width / 2, wide = m.width * F;
+PARALLEL
+    for (int64_t i = 0; i < m.tasks * parts_of(m); i++) {
+        struct part part = part_of(i, m);
+        for (int64_t f = 0; f < F; f += LANES) {
+            floats sum = {0}, product = {0}, where_pooled = {0};
+            floats centre = at(mean + part.task * F, f);
+            int64_t pixels = m.height * m.width;
+            for (int64_t n = part.first * pixels; n < part.last * pixels; n++) {
+                floats value = load(w, n * F + f, m.brief);
+                sum += value;
+                product += value * (load(x, n * F + f, m.brief) - centre);
+            }
+            for (int64_t row = part.first * H; row < part.last * H; row++) {
+                int64_t from = (row / H * m.height + row % H * 2) * wide + f;
+                for (int64_t column = 0; column < W; column++) {
+                    int64_t to = (row * W + column) * F + f;
+                    floats value = pooled(w, from + 2 * column * F, wide, which(chosen, to), m);
+                    where_pooled += value * load(g, to, m.brief);
+                }
+            }
+            float *own = out + 3 * i * F + f;
+            *(floats *)own = sum;
+            *(floats *)(own + F) = product;
+            *(floats *)(own + 2 * F) = where_pooled;
+        }
+    }
+}
+
+/* out = a + b (x - mean) + c g + d w as a map, g standing where it was pooled from; a, b, c and d
+   are [4, tasks, filters]. Without w, null, the last is not there. */
+void combine(const void *x, const float *mean, const float *abcd, const void *g,
+             const uint8_t *chosen, const void *w, void *out, struct maps m) {
+    int64_t F = m.filters, H = m.height / 2, W = m.width / 2, wide = m.width * F;
+PARALLEL
+    for (int64_t row = 0; row < m.tasks * m.images * m.height; row++) {
+        int64_t n = row / m.height, y = row % m.height, task = n / m.images;
+        const float *own = abcd + task * F;
+        for (int64_t f = 0; f < F; f += LANES) {
+            floats b = at(own + m.tasks * F, f), d = at(own + 3 * m.tasks * F, f);
+            floats a = at(own, f) - b * at(mean + task * F, f);
+            floats c = at(own + 2 * m.tasks * F, f);
+            for (int64_t column = 0; column < m.width; column++) {
+                int64_t to = row * wide + column * F + f;
+                floats value = a + b * load(x, to, m.brief);
+                if (w) value += d * load(w, to, m.brief);
+                if (y < 2 * H && column < 2 * W) {
+                    int64_t square = ((n * H + y / 2) * W + column / 2) * F + f;
+                    int position = y % 2 * 2 + column % 2;
+                    ints mine = which(chosen, square) == position;
+                    value += where(mine, c * load(g, square, m.brief));
+                }
+                store(out, to, m.brief, value);
+            }
+        }
+    }
+}
+
+/* out = a + b (x - mean) + d w where numbers were pooled, 0 where none was, as a pooled map. */
+void combine_pooled(const void *x, const float *mean, const float *abd, const uint8_t *chosen,
+                    const void *w, void *out, struct maps m) {
+    int64_t F = m.filters, H = m.height / 2, W = m.width / 2, wide = m.width * F;
+PARALLEL
+    for (int64_t row = 0; row < m.tasks * m.images * H; row++) {
+        int64_t n = row / H, task = n / m.images;
+        int64_t from = (n * m.height + row % H * 2) * wide;
+        const float *own = abd + task * F;
+        for (int64_t f = 0; f < F; f += LANES) {
+            floats b = at(own + m.tasks * F, f), d = at(own + 2 * m.tasks * F, f);
+            floats a = at(own, f) - b * at(mean + task * F, f);
+            for (int64_t column = 0; column < W; column++) {
+                int64_t to = (row * W + column) * F + f, square = from + 2 * column * F + f;
+                ints position = which(chosen, to);
+                floats value = a + b * pooled(x, square, wide, position, m) +
+                               d * pooled(w, square, wide, position, m);
+                store(out, to, m.brief, where(position != NONE, value));
+            }
+        }
+    }
+}

@@ -1,0 +1,230 @@
+"""Batch normalisation, 2×2 max-pooling and ReLU as one, by the batch's own statistics.
+
+What `metarun.backbones.normalise` does to whole maps, with the same symbols and the same
+derivatives, worked out by hand; but the gradient g by what comes out is nothing where a number was
+not pooled, and is never spread out over the whole map. Shapes: T for the tasks, any number of
+dimensions, N images of each, maps of H × W pixels, F filters, last.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from metarun.backbones.batch_norm import BatchNorm
+from metarun.backbones.normalise import tasks_first
+from metarun.kernels import library
+from metarun.kernels.library import call
+
+LANES = 16  # filters that are computed together
+AT_ONCE = 2**16  # numbers whose sums are computed in turn, about what a core's cache holds
+
+
+def can_pool(x: Tensor, norm: nn.Module) -> bool:
+    """Whether the kernels are in use and can do to x [N, F, H, W] what `norm`, pooling and ReLU
+    would."""
+    return (
+        library.in_use is not None
+        and type(norm) is BatchNorm
+        and norm.counted is None
+        and x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and norm.weight.dtype == torch.float32
+        and x.ndim == 4
+        and min(x.shape[2:]) >= 2
+        and x.shape[1] % LANES == 0
+        and (norm.batch_norm_mode != "running" or norm.training or not torch.is_grad_enabled())
+    )
+
+
+def pooled_normalisation(x: Tensor, norm: BatchNorm) -> Tensor:
+    """relu(max_pool2d(norm(x), 2)) of x [N, F, H, W], in channels-last [N, F, H // 2, W // 2] and
+    of the same type.
+
+    Its first and second derivatives are right; third ones are not.
+    """
+    x = x.movedim(-3, -1)
+    if norm.batch_norm_mode == "running" and not norm.training:
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        y, _ = PoolScaled.apply(x, scale, norm.bias - scale * norm.running_mean)
+        return y.movedim(-1, -3)
+    y, _, mean, r = PooledNormalise.apply(x, norm.weight, norm.bias, norm.eps)
+    if norm.batch_norm_mode == "running":
+        norm.take_in(mean, r**-2 - norm.eps, x[..., 0].numel())
+    return y.movedim(-1, -3)
+
+
+class PoolScaled(Function):
+    """(x, scale, shift) -> (relu(max_pool2d(scale x + shift, 2)), chosen), constants."""
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        *before, height, width, filters = x.shape
+        y = x.new_empty(*before, height // 2, width // 2, filters)
+        chosen = torch.empty_like(y, dtype=torch.uint8)
+        call("pool_scaled", x, scale, shift, y, chosen, maps_of(x))
+        return y, chosen
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
+        return None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *tensors: Tensor) -> tuple[tuple, tuple]:
+        return PoolScaled.apply(*tasks_first(list(tensors), in_dims, info.batch_size)), (0, 0)
+
+
+class PooledNormalise(Function):
+    """(x [T, N, H, W, F], γ [T, F], β, ε) -> (relu(max_pool2d(γ x̂ + β, 2)), chosen, mean, r):
+    which number of each square was pooled, 0 to 3, or 4 where ReLU let none through; the mean of x
+    and r [T, F]. The last three are constants."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mean, variance = mean_and_variance(x)
+        r = (variance + eps).rsqrt().float()
+        mean = mean.float()
+        y, chosen = PoolScaled.apply(x, weight * r, bias - weight * r * mean)
+        return y, chosen, mean, r
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        x, weight, _, _ = inputs
+        _, *constants = output
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*constants)
+        ctx.save_for_backward(x, weight, *constants)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grads[0] is None:
+            return None, None, None, None
+        return *PooledNormaliseBackward.apply(grads[0], *ctx.saved_tensors), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple, tuple]:
+        *tensors, eps = inputs
+        tensors = tasks_first(tensors, in_dims, info.batch_size)
+        return PooledNormalise.apply(*tensors, eps), (0, 0, 0, 0)
+
+
+class PooledNormaliseBackward(Function):
+    """(g, x, γ, chosen, mean, r) -> the gradients by x, γ and β."""
+
+    @staticmethod
+    def forward(
+        g: Tensor, x: Tensor, weight: Tensor, chosen: Tensor, mean: Tensor, r: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        m, scale = count(x), weight * r
+        by_bias, of_c = sums("sums_of_pooled", x, [g, x, chosen, mean], 2)
+        by_weight = r * of_c
+        by_x = combined(
+            x, mean, g, chosen, a=-scale * by_bias / m, b=-scale * r * by_weight / m, c=scale
+        )
+        return by_x, by_weight, by_bias
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """As in NormaliseBackward, where it is explained."""
+        w, p, q = grads
+        g, x, weight, chosen, mean, r, sum_gx, sum_g = ctx.saved_tensors
+        m, scale = count(x), weight * r
+        sum_w, sum_wc, sum_wg = sums("sums_of_whole", x, [w, x, g, chosen, mean], 3)
+        sum_wx = r * sum_wc
+        k = sum_wg - (sum_w * sum_g + sum_wx * sum_gx) / m
+        by_g = torch.empty_like(g, memory_format=torch.contiguous_format)
+        abd = torch.stack([q - scale * sum_w / m, r * (p - scale * sum_wx / m), scale])
+        call("combine_pooled", x, mean, abd, chosen, w, by_g, maps_of(x))
+
+        of_w, of_g = -scale * sum_gx / m, p - scale * sum_wx / m
+        shift = -r * (of_w * sum_w + of_g * sum_g) / m
+        of_c = -r * r * (of_w * sum_wx + of_g * sum_gx + scale * k) / m
+        by_x = combined(x, mean, g, chosen, a=shift, b=of_c, c=r * of_g, d=r * of_w, w=w)
+        return by_g, by_x, r * k, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *tensors: Tensor) -> tuple[tuple, tuple]:
+        tensors = tuple(tasks_first(list(tensors), in_dims, info.batch_size))
+        return PooledNormaliseBackward.apply(*tensors), (0, 0, 0)
+
+
+class Maps(ctypes.Structure):
+    """`struct maps` of the C functions."""
+
+    _fields_ = (
+        *[(name, ctypes.c_int64) for name in "tasks images height width filters together".split()],
+        ("brief", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    )
+
+
+def maps_of(x: Tensor) -> Maps:
+    """What the C functions are told of x."""
+    *tasks, images, height, width, filters = x.shape
+    together = max(1, AT_ONCE // (height * width * filters))
+    brief, threads = x.dtype == torch.bfloat16, torch.get_num_threads()
+    return Maps(
+        torch.Size(tasks).numel(), images, height, width, filters, together, brief, threads
+    )
+
+
+def count(x: Tensor) -> int:
+    """Numbers of a filter in a task."""
+    return x.shape[-4:-1].numel()
+
+
+def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each filter [T, F], in float64. The parts' are put together as in Chan, Golub and LeVeque
+    1979, eq. 2.1."""
+    maps = maps_of(x)
+    mean, squares = of_parts("moments_of_parts", x, [x], 2).double().unbind(-2)  # [T, parts, F]
+    firsts = torch.arange(0, maps.images, maps.together)
+    images = (maps.images - firsts).clamp(max=maps.together)
+    share = (images / maps.images).double()[:, None]
+    whole = (share * mean).sum(-2, keepdim=True)
+    between = (share * (mean - whole).square()).sum(-2)
+    return whole.squeeze(-2), squares.sum(-2) / count(x) + between
+
+
+def sums(name: str, x: Tensor, values: list[Tensor], number: int) -> tuple[Tensor, ...]:
+    """So many sums [T, F] by that C function."""
+    return of_parts(name, x, values, number).sum(-3).unbind(-2)
+
+
+def of_parts(name: str, x: Tensor, values: list[Tensor], number: int) -> Tensor:
+    """So many numbers of each part of the images by that C function: [T, parts, number, F]."""
+    maps = maps_of(x)
+    parts = -(-maps.images // maps.together)
+    out = x.new_empty(*x.shape[:-4], parts, number, maps.filters, dtype=torch.float32)
+    call(name, *values, out, maps)
+    return out
+
+
+def combined(
+    x: Tensor,
+    mean: Tensor,
+    g: Tensor,
+    chosen: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None = None,
+    w: Tensor | None = None,
+) -> Tensor:
+    """a + b (x - mean) + c g + d w, where g is pooled and stands where it was pooled from."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    abcd = torch.stack([a, b, c, torch.zeros_like(a) if d is None else d])
+    call("combine", x, mean, abcd, g, chosen, w, out, maps_of(x))
+    return out
