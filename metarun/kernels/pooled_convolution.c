@@ -6,33 +6,42 @@
 
 #include "vectors.h"
 
+#define MOST_TAPS 27
+
 struct shape {
     int64_t tasks, images, channels, height, width, filters; /* of a task: `images` */
     int32_t brief, threads;
 };
 
-/* An image with the zeros that the convolution sees around it. */
-static void surround(float *padded, const float *image, struct shape s) {
-    int64_t wide = s.width + 2, area = (s.height + 2) * wide;
-    memset(padded, 0, s.channels * area * sizeof(float));
-    for (int64_t c = 0; c < s.channels; c++)
-        for (int64_t y = 0; y < s.height; y++)
-            memcpy(padded + c * area + (y + 1) * wide + 1,
-                   image + (c * s.height + y) * s.width, s.width * sizeof(float));
+#define BLOCK (16 * LANES)
+
+/* Numbers of a channel with the zeros that the convolution sees around it, in whole blocks. */
+static int64_t area_of(struct shape s) {
+    return ((s.height + 2) * (s.width + 2) + BLOCK - 1) / BLOCK * BLOCK;
 }
 
-static float *room_to_surround(struct shape s) {
-    return malloc(s.channels * (s.height + 2) * (s.width + 2) * sizeof(float));
+/* Room for an image with zeros around it, and two rows of them behind. */
+static float *zeros(struct shape s) {
+    return calloc(s.channels * area_of(s) + 3 * (s.width + 2) + LANES, sizeof(float));
+}
+
+/* Put an image there. */
+static void surround(float *padded, const float *image, struct shape s) {
+    for (int64_t c = 0; c < s.channels; c++)
+        for (int64_t y = 0; y < s.height; y++)
+            memcpy(padded + c * area_of(s) + (y + 1) * (s.width + 2) + 1,
+                   image + (c * s.height + y) * s.width, s.width * sizeof(float));
 }
 
 /* One row of the map for `vectors` vectors of filters. */
 INLINE void
 row_of_largest(const int vectors, const float *padded, const float *weight, int64_t row,
                int64_t first, void *map, uint8_t *chosen, struct shape s) {
-    int64_t wide = s.width + 2, area = (s.height + 2) * wide, F = s.filters;
+    int64_t wide = s.width + 2, area = area_of(s), F = s.filters;
     for (int64_t column = 0; column < s.width / 2; column++) {
         floats sum[4][4] = {{{0}}};
         for (int64_t c = 0; c < s.channels; c++)
+#pragma GCC unroll 9
             for (int tap = 0; tap < 9; tap++) {
                 const float *at = padded + c * area + (2 * row + tap / 3) * wide + 2 * column + tap % 3;
                 const float *taps = weight + (9 * c + tap) * F + first;
@@ -69,7 +78,7 @@ void largest(const float *images, const float *weights, void *maps, uint8_t *cho
     int64_t each = (s.height / 2) * (s.width / 2) * s.filters;
 #pragma omp parallel num_threads(s.threads) firstprivate(s)
     {
-        float *padded = room_to_surround(s);
+        float *padded = zeros(s);
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < count; n++) {
             const float *weight = weights + n / s.images * (9 * s.channels + 1) * s.filters;
@@ -92,7 +101,7 @@ void largest(const float *images, const float *weights, void *maps, uint8_t *cho
 
 /* What the squares of a row see: [width / 2, channels], 4x4 pixels each. */
 static void see(float *windows, const float *padded, int64_t row, struct shape s) {
-    int64_t wide = s.width + 2, area = (s.height + 2) * wide;
+    int64_t wide = s.width + 2, area = area_of(s);
     for (int64_t column = 0; column < s.width / 2; column++)
         for (int64_t c = 0; c < s.channels; c++)
             for (int y = 0; y < 4; y++)
@@ -110,13 +119,15 @@ INLINE void
 row_of_chosen(const int channels, const float *windows, const float *weight, int64_t out,
               int64_t f, const uint8_t *chosen, void *map, struct shape s) {
     int64_t F = s.filters;
-    floats w[9 * channels + 1];
+    floats w[MOST_TAPS + 1];
     for (int tap = 0; tap <= 9 * channels; tap++) w[tap] = *(const floats *)(weight + tap * F + f);
     for (int64_t column = 0; column < s.width / 2; column++, out += F) {
         ints corner = corners(chosen + out);
         floats sum = w[9 * channels];
+#pragma GCC unroll 3
         for (int c = 0; c < channels; c++) {
             floats window = *(const floats *)(windows + (column * channels + c) * LANES);
+#pragma GCC unroll 9
             for (int tap = 0; tap < 9; tap++)
                 sum += w[9 * c + tap] *
                        __builtin_shuffle(window, (corner + tap / 3 * 4 + tap % 3) & (LANES - 1));
@@ -132,7 +143,7 @@ void chosen_ones(const float *images, const float *weights, const uint8_t *chose
     int64_t each = (s.height / 2) * (s.width / 2) * s.filters;
 #pragma omp parallel num_threads(s.threads) firstprivate(s)
     {
-        float *padded = room_to_surround(s);
+        float *padded = zeros(s);
         float *windows = malloc(s.width / 2 * s.channels * LANES * sizeof(float));
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < count; n++) {
@@ -157,15 +168,17 @@ INLINE void
 gradient_of_row(const int channels, const float *windows, float *sums, int64_t out, int64_t f,
                 const uint8_t *chosen, const void *map, struct shape s) {
     int64_t F = s.filters;
-    floats sum[9 * channels + 1];
+    floats sum[MOST_TAPS + 1];
     for (int tap = 0; tap <= 9 * channels; tap++) sum[tap] = *(floats *)(sums + tap * F + f);
     for (int64_t column = 0; column < s.width / 2; column++, out += F) {
         ints corner = corners(chosen + out);
         ints none = __builtin_convertvector(*(const bytes *)(chosen + out), ints) == NONE;
         floats g = (floats)(~none & (ints)load(map, out, s.brief));
         sum[9 * channels] += g;
+#pragma GCC unroll 3
         for (int c = 0; c < channels; c++) {
             floats window = *(const floats *)(windows + (column * channels + c) * LANES);
+#pragma GCC unroll 9
             for (int tap = 0; tap < 9; tap++)
                 sum[9 * c + tap] +=
                     g * __builtin_shuffle(window, (corner + tap / 3 * 4 + tap % 3) & (LANES - 1));
@@ -182,7 +195,7 @@ void gradient(const float *images, const uint8_t *chosen, const void *maps, floa
     int64_t each = (s.height / 2) * (s.width / 2) * s.filters;
 #pragma omp parallel num_threads(s.threads) firstprivate(s)
     {
-        float *padded = room_to_surround(s);
+        float *padded = zeros(s);
         float *windows = malloc(s.width / 2 * s.channels * LANES * sizeof(float));
 #pragma omp for schedule(static)
         for (int64_t part = 0; part < s.tasks * parts; part++) {
@@ -208,53 +221,85 @@ void gradient(const float *images, const uint8_t *chosen, const void *maps, floa
     }
 }
 
-#define BESIDE 6 /* products at a time, so that none waits for the one before it */
+/* Σ a b over a channel: in float32 by blocks, whose sums are added up in float64. */
+static double product(const float *a, const float *b, int64_t area) {
+    double total = 0;
+    for (int64_t start = 0; start < area; start += BLOCK) {
+        floats sum[4] = {{0}};
+        for (int64_t i = start; i < start + BLOCK; i += 4 * LANES)
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++)
+                sum[v] += *(const floats *)(a + i + LANES * v) * *(const floats *)(b + i + LANES * v);
+        floats lanes = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        for (int lane = 0; lane < LANES; lane++) total += lanes[lane];
+    }
+    return total;
+}
 
-/* moments[image] = the sum over its 3x3 patches p, with a 1 behind, of p p' [taps + 1, taps + 1] */
-void moments(const float *images, double *all, struct shape s) {
-    int64_t taps = 9 * s.channels, wide = s.width + 2, area = (s.height + 2) * wide;
-    int64_t rows = 16384 / (taps * s.width) + 1; /* at a time: what the first cache holds */
-    int64_t length = (rows * s.width + LANES - 1) / LANES * LANES;
+/* Σ a b over numbers that lie `apart`. */
+static double line(const float *a, const float *b, int64_t count, int64_t apart) {
+    double total = 0;
+    for (int64_t i = 0; i < count; i++) total += (double)a[i * apart] * b[i * apart];
+    return total;
+}
+
+/* What a tap of `a` sees of the products with b, which is `whole` in all: not the row and the column
+   that are given, where there are some. */
+static double seen(double whole, const float *a, const float *b, const int64_t *row,
+                   const int64_t *column, int64_t wide, int64_t high) {
+    if (row) whole -= line(a + *row * wide, b + *row * wide, wide, 1);
+    if (column) whole -= line(a + *column, b + *column, high, wide);
+    if (row && column) whole += (double)a[*row * wide + *column] * b[*row * wide + *column];
+    return whole;
+}
+
+/* The sum over an image's 3x3 patches p, with a 1 behind, of p p' [taps + 1, taps + 1].
+
+   Taps (i, j) of channel c and (k, l) of d see pixels that are (k - i, l - j) apart, and the product
+   of those over the whole image depends on that alone. Of it the first tap of three does not see the
+   last row, and the last tap not the first, where the other tap has a pixel; and so for columns. */
+static void moments_of(const float *image, const float *ones, double *out, struct shape s) {
+    int64_t C = s.channels, wide = s.width + 2, high = s.height + 2, area = area_of(s);
+    int64_t side = 9 * C + 1, rows[] = {s.height, 0, 1}, columns[] = {s.width, 0, 1};
+    const int64_t *row[] = {rows, NULL, rows + 2}, *column[] = {columns, NULL, columns + 2};
+    for (int64_t c = 0; c < C; c++) {
+        const float *a = image + c * area;
+        double sum = product(a, ones, area);
+        for (int i = 0; i < 3; i++)
+            for (int j = 0; j < 3; j++) {
+                int64_t tap = 9 * c + 3 * i + j;
+                double value = seen(sum, a, ones, row[i], column[j], wide, high);
+                out[tap * side + side - 1] = out[(side - 1) * side + tap] = value;
+            }
+        for (int64_t d = 0; d < C; d++)
+            for (int dy = 0; dy < 3; dy++)
+                for (int dx = dy ? -2 : d < c; dx < 3; dx++) {
+                    const float *b = image + d * area + dy * wide + dx;
+                    double whole = product(a, b, area);
+                    for (int i = 0; i + dy < 3; i++)
+                        for (int j = dx < 0 ? -dx : 0; j < 3 && j + dx < 3; j++) {
+                            int64_t first = 9 * c + 3 * i + j, second = 9 * d + 3 * (i + dy) + j + dx;
+                            double value = seen(whole, a, b, dy ? NULL : row[i],
+                                                dx ? NULL : column[j], wide, high);
+                            out[first * side + second] = out[second * side + first] = value;
+                        }
+                }
+    }
+    out[side * side - 1] = s.height * s.width;
+}
+
+void moments(const float *images, double *out, struct shape s) {
+    int64_t side = 9 * s.channels + 1;
 #pragma omp parallel num_threads(s.threads) firstprivate(s)
     {
-        float *padded = room_to_surround(s);
-        float *patches = calloc(taps * length, sizeof(float));
+        float *padded = zeros(s), *ones = zeros(s);
+        for (int64_t i = 0; i < area_of(s); i++) ones[i] = 1;
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < s.tasks * s.images; n++) {
-            double *own = all + n * (taps + 1) * (taps + 1);
-            memset(own, 0, (taps + 1) * (taps + 1) * sizeof(double));
             surround(padded, images + n * s.channels * s.height * s.width, s);
-            for (int64_t top = 0; top < s.height; top += rows) {
-                if (top + rows > s.height) memset(patches, 0, taps * length * sizeof(float));
-                for (int64_t k = 0; k < taps; k++)
-                    for (int64_t y = top; y < top + rows && y < s.height; y++)
-                        memcpy(patches + k * length + (y - top) * s.width,
-                               padded + k / 9 * area + (y + k % 9 / 3) * wide + k % 3,
-                               s.width * sizeof(float));
-                for (int64_t k = 0; k < taps; k++) {
-                    const float *a = patches + k * length;
-                    floats total = {0};
-                    for (int64_t i = 0; i < length; i += LANES) total += *(const floats *)(a + i);
-                    for (int lane = 0; lane < LANES; lane++) own[k * (taps + 1) + taps] += total[lane];
-                    for (int64_t l = k; l < taps; l += BESIDE) {
-                        floats sum[BESIDE] = {{0}};
-                        const float *b[BESIDE];
-                        for (int j = 0; j < BESIDE; j++)
-                            b[j] = patches + (l + j < taps ? l + j : k) * length;
-                        for (int64_t i = 0; i < length; i += LANES)
-                            for (int j = 0; j < BESIDE; j++)
-                                sum[j] += *(const floats *)(a + i) * *(const floats *)(b[j] + i);
-                        for (int j = 0; j < BESIDE && l + j < taps; j++)
-                            for (int lane = 0; lane < LANES; lane++)
-                                own[k * (taps + 1) + l + j] += sum[j][lane];
-                    }
-                }
-            }
-            for (int64_t k = 0; k <= taps; k++)
-                for (int64_t l = 0; l < k; l++) own[k * (taps + 1) + l] = own[l * (taps + 1) + k];
-            own[(taps + 1) * (taps + 1) - 1] = s.height * s.width;
+            moments_of(padded, ones, out + n * side * side, s);
         }
-        free(patches);
+        free(ones);
         free(padded);
     }
 }

@@ -43,15 +43,21 @@ PARALLEL
         struct part part = part_of(i, m);
         int64_t first = part.first * pixels, last = part.last * pixels;
         for (int64_t f = 0; f < F; f += LANES) {
-            floats sum[2] = {{0}}, squares[2] = {{0}};
-            for (int64_t n = first; n < last; n++) sum[n & 1] += load(x, n * F + f, m.brief);
-            floats mean = (sum[0] + sum[1]) / (float)(last - first);
-            for (int64_t n = first; n < last; n++) {
+            floats sum = {0}, sum_after = {0}, squares = {0}, squares_after = {0};
+            for (int64_t n = first; n < last; n += 2) {
+                sum += load(x, n * F + f, m.brief);
+                if (n + 1 < last) sum_after += load(x, (n + 1) * F + f, m.brief);
+            }
+            floats mean = (sum + sum_after) / (float)(last - first);
+            for (int64_t n = first; n < last; n += 2) {
                 floats c = load(x, n * F + f, m.brief) - mean;
-                squares[n & 1] += c * c;
+                squares += c * c;
+                if (n + 1 == last) break;
+                c = load(x, (n + 1) * F + f, m.brief) - mean;
+                squares_after += c * c;
             }
             *(floats *)(out + 2 * i * F + f) = mean;
-            *(floats *)(out + (2 * i + 1) * F + f) = squares[0] + squares[1];
+            *(floats *)(out + (2 * i + 1) * F + f) = squares + squares_after;
         }
     }
 }
@@ -160,25 +166,33 @@ PARALLEL
 void combine(const void *x, const float *mean, const float *abcd, const void *g,
              const uint8_t *chosen, const void *w, void *out, struct maps m) {
     int64_t F = m.filters, H = m.height / 2, W = m.width / 2, wide = m.width * F;
-PARALLEL
-    for (int64_t row = 0; row < m.tasks * m.images * m.height; row++) {
-        int64_t n = row / m.height, y = row % m.height, task = n / m.images;
+    int64_t rows = (m.height + 1) / 2; /* of squares, the last perhaps cut */
+    PARALLEL
+    for (int64_t row = 0; row < m.tasks * m.images * rows; row++) {
+        int64_t n = row / rows, y = row % rows, task = n / m.images;
         const float *own = abcd + task * F;
         for (int64_t f = 0; f < F; f += LANES) {
             floats b = at(own + m.tasks * F, f), d = at(own + 3 * m.tasks * F, f);
             floats a = at(own, f) - b * at(mean + task * F, f);
             floats c = at(own + 2 * m.tasks * F, f);
-            for (int64_t column = 0; column < m.width; column++) {
-                int64_t to = row * wide + column * F + f;
-                floats value = a + b * load(x, to, m.brief);
-                if (w) value += d * load(w, to, m.brief);
-                if (y < 2 * H && column < 2 * W) {
-                    int64_t square = ((n * H + y / 2) * W + column / 2) * F + f;
-                    int position = y % 2 * 2 + column % 2;
-                    ints mine = which(chosen, square) == position;
-                    value += where(mine, c * load(g, square, m.brief));
+            for (int64_t column = 0; column < (m.width + 1) / 2; column++) {
+                int whole = y < H && column < W;
+                int64_t to = (n * m.height + 2 * y) * wide + 2 * column * F + f;
+                int64_t square = ((n * H + y) * W + column) * F + f;
+                floats pooled = {0};
+                ints position = {0};
+                if (whole) {
+                    pooled = c * load(g, square, m.brief);
+                    position = which(chosen, square);
                 }
-                store(out, to, m.brief, value);
+                for (int p = 0; p < 4; p++) {
+                    if (!whole && (2 * y + p / 2 == m.height || 2 * column + p % 2 == m.width))
+                        continue;
+                    int64_t pixel = to + p / 2 * wide + p % 2 * F;
+                    floats value = a + b * load(x, pixel, m.brief);
+                    if (w) value += d * load(w, pixel, m.brief);
+                    store(out, pixel, m.brief, value + where(position == p, pooled));
+                }
             }
         }
     }

@@ -1,0 +1,209 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from metarun import device
+from metarun.backbones.conv4 import Conv4
+from metarun.kernels import library
+from metarun.kernels.pooled_convolution import can_convolve
+
+# A process that waits for a line, gets the library, and tells whether its sums are right: those of
+# whole numbers are exact.
+ANOTHER_PROCESS = """
+import torch
+from torch.nn import functional as F
+
+from metarun.kernels import library
+from metarun.kernels.pooled_convolution import pooled_convolution
+
+print("ready", flush=True)
+input()
+assert library.use(True)
+draw = torch.Generator().manual_seed(0)
+x, w, b = (
+    torch.randint(-4, 5, shape, generator=draw).float()
+    for shape in [(3, 1, 8, 8), (16, 1, 3, 3), (16,)]
+)
+wanted = F.max_pool2d(F.conv2d(x, w, b, padding=1), 2).relu()
+assert torch.equal(pooled_convolution(x, w, b, torch.float32), wanted)
+print("right")
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    """Where libraries are kept: nowhere yet. Afterwards the one that was in use is so again."""
+    before, precision = library.in_use, torch.backends.fp32_precision
+    monkeypatch.setenv("METARUN_DATA", str(tmp_path))
+    library.compiled.cache_clear()
+    yield tmp_path / "kernels"
+    library.in_use = before
+    library.compiled.cache_clear()
+    torch.backends.fp32_precision = precision
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def made(folder) -> Path:
+    """The library, just compiled."""
+    if library.compiled() is None:
+        pytest.skip("no C compiler here that can make the kernels")
+    (path,) = folder.iterdir()
+    return path
+
+
+def program(path, script):
+    """An executable in a folder that is PATH from then on."""
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path.parent)
+
+
+def assert_metarun_goes_on_without():
+    """Neither asking for the kernels nor a run's device has them, and a network is computed."""
+    assert not library.use(True)
+    assert library.in_use is None
+    device.choose("cpu", "fp32", deterministic=False)
+    assert library.in_use is None
+    torch.manual_seed(0)
+    network, x = (
+        Conv4((1, 16, 16), width=16, batch_norm="none", blocks=1, pools=1),
+        torch.rand(2, 1, 16, 16),
+    )
+    convolution = network[0][0]
+    assert not can_convolve(x, convolution)
+    wanted = F.max_pool2d(F.conv2d(x, convolution.weight, convolution.bias, padding=1), 2).relu()
+    torch.testing.assert_close(network(x), wanted.flatten(1))
+
+
+@pytest.mark.usefixtures("made")
+def test_in_use_only_while_wanted():
+    x, convolution = torch.rand(2, 1, 8, 8), torch.nn.Conv2d(1, 16, 3, padding=1)
+    for wanted in (True, False, True):
+        assert library.use(wanted) == wanted
+        assert (library.in_use is not None) == wanted
+        assert can_convolve(x, convolution) == wanted
+
+
+@pytest.mark.parametrize("compile", [True, False])
+@pytest.mark.usefixtures("made")
+def test_a_device_uses_them_if_it_is_to_compile(compile):
+    device.choose("cpu", "fp32", deterministic=False, compile=compile)
+    assert (library.in_use is not None) == compile
+
+
+def test_the_next_process_finds_it(made, folder):
+    """Without a compiler, which it does not need."""
+    assert made.suffix == ".so"
+    before = made.stat()
+    environment = os.environ | {"PATH": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", ANOTHER_PROCESS],
+        input="\n",
+        env=environment,
+        text=True,
+        capture_output=True,
+    )
+    assert done.stdout.split() == ["ready", "right"], done.stderr
+    assert list(folder.iterdir()) == [made]
+    assert made.stat().st_mtime_ns == before.st_mtime_ns
+    assert made.stat().st_ino == before.st_ino
+
+
+def test_another_processor_has_one_of_its_own(made, folder, monkeypatch):
+    monkeypatch.setattr(library, "processor", lambda: "another")
+    library.compiled.cache_clear()
+    assert library.use(True)
+    assert len(list(folder.iterdir())) == 2
+    assert made.exists()
+
+
+def test_a_deleted_one_is_made_again(made):
+    made.unlink()
+    library.compiled.cache_clear()
+    assert library.use(True)
+    assert made.exists()
+
+
+def test_without_a_compiler(folder, monkeypatch):
+    monkeypatch.setenv("PATH", str(folder))
+    assert_metarun_goes_on_without()
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("script", ["echo no such option >&2; exit 1", "exit 0", "kill -9 $$"])
+def test_a_compiler_that_fails(script, folder, tmp_path, monkeypatch):
+    """It says so, says nothing and makes nothing, or is killed."""
+    monkeypatch.setenv("PATH", program(tmp_path / "bin" / "cc", script))
+    assert_metarun_goes_on_without()
+    assert not list(folder.iterdir())
+
+
+def test_a_compiler_that_does_not_end(folder, monkeypatch):
+    def run(command, **options):
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(library.subprocess, "run", run)
+    assert_metarun_goes_on_without()
+    assert not list(folder.iterdir())
+
+
+def test_a_cache_that_is_no_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("METARUN_DATA", str(tmp_path / "file"))
+    assert_metarun_goes_on_without()
+
+
+def test_a_compiler_whose_library_cannot_be_loaded(tmp_path, monkeypatch):
+    """Now, nor by the next process, which finds it."""
+    script = ": > kernels.so; : > kernels.o"
+    monkeypatch.setenv("PATH", program(tmp_path / "bin" / "cc", script))
+    for _ in range(2):
+        assert_metarun_goes_on_without()
+        library.compiled.cache_clear()
+
+
+def test_another_system(folder, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert_metarun_goes_on_without()
+    assert not folder.exists()
+
+
+def test_a_processor_that_tells_nothing(monkeypatch):
+    """As in a sandbox without /proc."""
+
+    def read_text(path, *_, **__):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(library, "processor", lambda: read_text("/proc/cpuinfo"))
+    assert_metarun_goes_on_without()
+
+
+@pytest.mark.usefixtures("made")
+def test_two_processes_that_compile_at_once(tmp_path, monkeypatch):
+    """Both have a sound library, and one file is left."""
+    cache = tmp_path / "of two"
+    monkeypatch.setenv("METARUN_DATA", str(cache))
+    pipe = subprocess.PIPE
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ANOTHER_PROCESS], text=True, stdin=pipe, stdout=pipe
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        said, _ = process.communicate(timeout=120)
+        assert (said, process.returncode) == ("right\n", 0)
+    (left,) = (cache / "kernels").iterdir()
+    assert left.suffix == ".so"
