@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from metarun.cli.main import main
+from metarun.kernels import library
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,6 +21,12 @@ QUICK = (
     "train.steps=4 train.val_every=2 train.log_every=1 eval.episodes=6 eval.val_episodes=4 "
     "backbone.width=8 tracker=none device=cpu"
 ).split()
+
+
+@pytest.fixture(autouse=True)
+def without_kernels():
+    """Each test begins without kernels, whatever ran before it; a run of metarun turns them on."""
+    library.use(False)
 
 
 @pytest.fixture(scope="session")

@@ -74,9 +74,9 @@ class Block(nn.Sequential):
         if not self.pool:
             return super().forward(x)
         convolution, norm, pool, relu = self
-        if type(norm) in (BatchNorm, nn.Identity) and can_convolve(x, convolution):
-            weight, bias = folded(convolution, norm, x)
-            return pooled_convolution(x, weight, bias, dtype_of_maps(x))
+        dtype = dtype_of_maps(x)
+        if type(norm) in (BatchNorm, nn.Identity) and can_convolve(x, convolution, dtype):
+            return pooled_convolution(x, *folded(convolution, norm, x), dtype)
         x = convolution(x)
         if can_pool(x, norm):
             return pooled_normalisation(x, norm)

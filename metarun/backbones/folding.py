@@ -25,9 +25,10 @@ def folded(convolution: nn.Conv2d, norm: nn.Module, images: Tensor) -> tuple[Ten
     else:
         # In float64: a variance is a small difference where numbers lie close about a large mean.
         rows = torch.cat([weight.flatten(1), bias[:, None]], dim=1).double()  # [F, K + 1]
-        moments = mean_moments(images, norm.counted)
+        counted = None if norm.batch_norm_mode == "running" else norm.counted
+        moments = mean_moments(images, counted)
         mean = rows @ moments[-1]
-        variance = ((rows @ moments) * rows).sum(1) - mean.square()
+        variance = (((rows @ moments) * rows).sum(1) - mean.square()).clamp(min=0)
         if norm.batch_norm_mode == "running":
             norm.take_in(mean.detach(), variance.detach(), images[:, 0].numel())
     scale = norm.weight * (variance + norm.eps).rsqrt()

@@ -5,7 +5,6 @@ They use the threads that torch has, through the OpenMP library that torch has l
 
 import ctypes
 import hashlib
-import os
 import platform
 import subprocess
 import sys
@@ -39,15 +38,18 @@ def compiled() -> ctypes.CDLL | None:
     made. What is in the cache folder can be deleted at any time."""
     if sys.platform != "linux":
         return None
-    sources = [source.read_text() for source in SOURCES]
-    made_from = " ".join([*sources, *COMPILE, *LINK, processor()])
-    name = hashlib.sha256(made_from.encode()).hexdigest()[:16]
-    cache_folder = os.environ.get("METARUN_DATA") or platformdirs.user_cache_dir("metarun")
-    path = Path(cache_folder) / "kernels" / f"{name}.so"
     try:
-        if not path.exists():
-            compile_to(path)
-        return ctypes.CDLL(str(path))
+        made_from = [source.read_text() for source in SOURCES] + [*COMPILE, *LINK, processor()]
+        name = hashlib.sha256(" ".join(made_from).encode()).hexdigest()[:16] + ".so"
+        path = Path(platformdirs.user_cache_dir("metarun")) / "kernels" / name
+        try:
+            if not path.exists():
+                compile_to(path)
+            return ctypes.CDLL(str(path))
+        except OSError:  # a folder that cannot be written, or a file that is no library
+            with tempfile.TemporaryDirectory() as folder:
+                compile_to(Path(folder) / name)
+                return ctypes.CDLL(str(Path(folder) / name))
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -23,21 +23,32 @@ CHANNELS = (1, 3)
 TOGETHER = 8  # images whose gradients are added up in turn, whatever the number of threads
 
 
-def can_convolve(images: Tensor, convolution: nn.Conv2d) -> bool:
+def can_convolve(images: Tensor, convolution: nn.Conv2d, dtype: torch.dtype) -> bool:
     """Whether the kernels are in use and can do what `convolution` does to images [N, C, H, W]
-    whose gradient nobody wants."""
+    whose gradient nobody wants, for maps of that type."""
     weight = convolution.weight
     return (
         library.in_use is not None
         and images.device.type == "cpu"
         and images.dtype == weight.dtype == torch.float32
+        and dtype in (torch.float32, torch.bfloat16)
         and not images.requires_grad
         and images.ndim == 4
         and images.shape[1] in CHANNELS
         and min(images.shape[2:]) >= 2
-        and weight.shape == (len(weight), images.shape[1], 3, 3)
+        and keeps_size(convolution)
         and len(weight) % LANES == 0
         and convolution.bias is not None
+    )
+
+
+def keeps_size(convolution: nn.Conv2d) -> bool:
+    """Whether it is one of 3×3 filters, one step apart, with zeros around the image."""
+    return (
+        convolution.kernel_size == (3, 3)
+        and convolution.padding == convolution.stride == convolution.dilation == (1, 1)
+        and convolution.groups == 1
+        and convolution.padding_mode == "zeros"
     )
 
 
@@ -46,7 +57,7 @@ def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor, dtype: torc
     channels-last [N, F, H // 2, W // 2].
 
     Computed in float32 and given in float32 or bfloat16. Has derivatives of any order by weight and
-    bias, and none by the images.
+    bias, and none by the images: RuntimeError is raised where one is asked for.
     """
     rows = torch.cat([weight.flatten(1).mT, bias[None]])
     maps, _ = Largest.apply(images, rows, dtype)
@@ -104,6 +115,10 @@ class Largest(Function):
 
     @staticmethod
     def backward(ctx: Any, by_maps: Tensor, _: Tensor) -> tuple[None, Tensor, None]:
+        if ctx.needs_input_grad[0]:  # which nothing told within torch.vmap
+            raise RuntimeError(
+                "the kernels have no gradient by the images: use device.compile=false"
+            )
         images, chosen = ctx.saved_tensors
         return None, Gradient.apply(images, chosen, by_maps), None
 

@@ -43,7 +43,7 @@ def pooled_normalisation(x: Tensor, norm: BatchNorm) -> Tensor:
     """relu(max_pool2d(norm(x), 2)) of x [N, F, H, W], in channels-last [N, F, H // 2, W // 2] and
     of the same type.
 
-    Its first and second derivatives are right; third ones are not.
+    It has first and second derivatives; where third ones are asked for, RuntimeError is raised.
     """
     x = x.movedim(-3, -1)
     if norm.batch_norm_mode == "running" and not norm.training:
@@ -137,9 +137,33 @@ class PooledNormaliseBackward(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """As in NormaliseBackward, where it is explained."""
-        w, p, q = grads
-        g, x, weight, chosen, mean, r, sum_gx, sum_g = ctx.saved_tensors
+        return *SecondDerivatives.apply(*grads, *ctx.saved_tensors), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *tensors: Tensor) -> tuple[tuple, tuple]:
+        tensors = tuple(tasks_first(list(tensors), in_dims, info.batch_size))
+        return PooledNormaliseBackward.apply(*tensors), (0, 0, 0)
+
+
+class SecondDerivatives(Function):
+    """(w, p, q, g, x, γ, chosen, mean, r, Σ(g x̂), Σg) -> the gradients by g, x and γ of what
+    PooledNormaliseBackward gives, w, p and q being those by its outputs: as in NormaliseBackward,
+    where it is explained."""
+
+    @staticmethod
+    def forward(
+        w: Tensor,
+        p: Tensor,
+        q: Tensor,
+        g: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        chosen: Tensor,
+        mean: Tensor,
+        r: Tensor,
+        sum_gx: Tensor,
+        sum_g: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         m, scale = count(x), weight * r
         sum_w, sum_wc, sum_wg = sums("sums_of_whole", x, [w, x, g, chosen, mean], 3)
         sum_wx = r * sum_wc
@@ -152,12 +176,20 @@ class PooledNormaliseBackward(Function):
         shift = -r * (of_w * sum_w + of_g * sum_g) / m
         of_c = -r * r * (of_w * sum_wx + of_g * sum_gx + scale * k) / m
         by_x = combined(x, mean, g, chosen, a=shift, b=of_c, c=r * of_g, d=r * of_w, w=w)
-        return by_g, by_x, r * k, None, None, None
+        return by_g, by_x, r * k
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError("the kernels have no third derivatives: use device.compile=false")
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *tensors: Tensor) -> tuple[tuple, tuple]:
         tensors = tuple(tasks_first(list(tensors), in_dims, info.batch_size))
-        return PooledNormaliseBackward.apply(*tensors), (0, 0, 0)
+        return SecondDerivatives.apply(*tensors), (0, 0, 0)
 
 
 class Maps(ctypes.Structure):

@@ -31,5 +31,6 @@ INLINE void store(void *map, int64_t at, int brief, floats value) {
     }
     words bits = (words)value; /* to the nearest, to even between two */
     bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    bits |= (words)(value != value) & 0x7fc0; /* what is no number may have been carried over */
     *(halves *)((uint16_t *)map + at) = __builtin_convertvector(bits, halves);
 }

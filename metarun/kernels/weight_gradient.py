@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from metarun.kernels import library
 from metarun.kernels.library import call
+from metarun.kernels.pooled_convolution import keeps_size
 
 CHANNELS, FILTERS = 16, 32  # are computed together
 PARTS = 16  # of the images, whose gradients are added up in turn, whatever the number of threads
@@ -28,9 +29,7 @@ def can_sum(x: Tensor, convolution: nn.Conv2d) -> bool:
         and x.dtype == torch.bfloat16
         and torch.is_autocast_enabled("cpu")
         and convolution.weight.requires_grad
-        and convolution.kernel_size == (3, 3)
-        and convolution.padding == convolution.stride == convolution.dilation == (1, 1)
-        and convolution.groups == 1
+        and keeps_size(convolution)
         and channels % CHANNELS == filters % FILTERS == 0
     )
 

@@ -57,8 +57,9 @@ def made(folder) -> Path:
     return path
 
 
-def program(path, script):
-    """An executable in a folder that is PATH from then on."""
+def folder_of_compiler(tmp_path, script):
+    """With nothing in it but a `cc` that does this instead."""
+    path = tmp_path / "bin" / "cc"
     path.parent.mkdir()
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
@@ -72,11 +73,8 @@ def assert_metarun_goes_on_without():
     device.choose("cpu", "fp32", deterministic=False)
     assert library.in_use is None
     torch.manual_seed(0)
-    network, x = (
-        Conv4((1, 16, 16), width=16, batch_norm="none", blocks=1, pools=1),
-        torch.rand(2, 1, 16, 16),
-    )
-    convolution = network[0][0]
+    network = Conv4((1, 16, 16), width=16, batch_norm="none", blocks=1, pools=1)
+    convolution, x = network[0][0], torch.rand(2, 1, 16, 16)
     assert not can_convolve(x, convolution)
     wanted = F.max_pool2d(F.conv2d(x, convolution.weight, convolution.bias, padding=1), 2).relu()
     torch.testing.assert_close(network(x), wanted.flatten(1))
@@ -102,14 +100,11 @@ def test_the_next_process_finds_it(made, folder):
     """Without a compiler, which it does not need."""
     assert made.suffix == ".so"
     before = made.stat()
-    environment = os.environ | {"PATH": str(folder)}
-    done = subprocess.run(
+    command, environment = (
         [sys.executable, "-c", ANOTHER_PROCESS],
-        input="\n",
-        env=environment,
-        text=True,
-        capture_output=True,
+        os.environ | {"PATH": "/nowhere"},
     )
+    done = subprocess.run(command, env=environment, input="\n", text=True, capture_output=True)
     assert done.stdout.split() == ["ready", "right"], done.stderr
     assert list(folder.iterdir()) == [made]
     assert made.stat().st_mtime_ns == before.st_mtime_ns
@@ -140,7 +135,7 @@ def test_without_a_compiler(folder, monkeypatch):
 @pytest.mark.parametrize("script", ["echo no such option >&2; exit 1", "exit 0", "kill -9 $$"])
 def test_a_compiler_that_fails(script, folder, tmp_path, monkeypatch):
     """It says so, says nothing and makes nothing, or is killed."""
-    monkeypatch.setenv("PATH", program(tmp_path / "bin" / "cc", script))
+    monkeypatch.setenv("PATH", folder_of_compiler(tmp_path, script))
     assert_metarun_goes_on_without()
     assert not list(folder.iterdir())
 
@@ -163,7 +158,7 @@ def test_a_cache_that_is_no_folder(tmp_path, monkeypatch):
 def test_a_compiler_whose_library_cannot_be_loaded(tmp_path, monkeypatch):
     """Now, nor by the next process, which finds it."""
     script = ": > kernels.so; : > kernels.o"
-    monkeypatch.setenv("PATH", program(tmp_path / "bin" / "cc", script))
+    monkeypatch.setenv("PATH", folder_of_compiler(tmp_path, script))
     for _ in range(2):
         assert_metarun_goes_on_without()
         library.compiled.cache_clear()
@@ -178,10 +173,10 @@ def test_another_system(folder, monkeypatch):
 def test_a_processor_that_tells_nothing(monkeypatch):
     """As in a sandbox without /proc."""
 
-    def read_text(path, *_, **__):
-        raise FileNotFoundError(path)
+    def processor():
+        raise FileNotFoundError("/proc/cpuinfo")
 
-    monkeypatch.setattr(library, "processor", lambda: read_text("/proc/cpuinfo"))
+    monkeypatch.setattr(library, "processor", processor)
     assert_metarun_goes_on_without()
 
 
@@ -191,12 +186,8 @@ def test_two_processes_that_compile_at_once(tmp_path, monkeypatch):
     cache = tmp_path / "of two"
     monkeypatch.setenv("METARUN_DATA", str(cache))
     pipe = subprocess.PIPE
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", ANOTHER_PROCESS], text=True, stdin=pipe, stdout=pipe
-        )
-        for _ in range(2)
-    ]
+    command = [sys.executable, "-c", ANOTHER_PROCESS]
+    processes = [subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe) for _ in range(2)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:

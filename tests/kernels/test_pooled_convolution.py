@@ -10,7 +10,7 @@ from metarun.backbones.conv4 import Conv4
 from metarun.kernels import library
 from metarun.kernels.pooled_convolution import can_convolve, patch_moments, pooled_convolution
 
-SIZES = [(2, 2), (3, 2), (8, 8), (9, 6), (5, 12), (7, 7)]
+SIZES = [(2, 2), (3, 2), (8, 8), (9, 6), (5, 12), (7, 7), (28, 28)]
 FILTERS = [16, 32, 48, 64, 112]
 COUNT = 11  # images: more than have their gradients added up together, and not a multiple
 
@@ -46,6 +46,10 @@ def arguments(channels=1, size=(8, 8), filters=16, count=COUNT, tasks=()):
 
 def ours(x, weight, bias):
     return pooled_convolution(x, weight, bias, torch.float32)
+
+
+def rounded(x, weight, bias):
+    return pooled_convolution(x, weight, bias, torch.bfloat16)
 
 
 def torchs(x, weight, bias):
@@ -151,7 +155,7 @@ def test_bfloat16_is_float32_rounded(numbers):
         inputs = arguments(channels=3, filters=48)
     else:
         inputs = whole(4, 3, 9, 8, most=9), whole(48, 3, 3, 3, most=9, seed=1), torch.zeros(48)
-    exact, y = ours(*inputs), pooled_convolution(*inputs, torch.bfloat16)
+    exact, y = ours(*inputs), rounded(*inputs)
     if numbers == "whole":
         assert ((exact > 256) & (exact < 512) & (exact % 2 == 1)).sum() > 50
     assert y.dtype == torch.bfloat16
@@ -159,24 +163,25 @@ def test_bfloat16_is_float32_rounded(numbers):
 
 
 def test_derivatives_of_bfloat16_maps():
-    """The gradient by weight and bias is float32's for a rounded gradient by the maps, and what
-    goes back to that is rounded."""
+    """The gradient by weight and bias keeps float32's precision, for a gradient by the maps in
+    bfloat16; and what goes back to that is in bfloat16 too."""
     x, weight, bias = arguments(channels=3, filters=48)
-    factors = normal(COUNT, 48, 4, 4, seed=3).bfloat16() * settled(x, weight, bias).bfloat16()
-    forward = normal(48, 3, 3, 3, seed=4)
+    by_maps = (normal(COUNT, 48, 4, 4, seed=3) * settled(x, weight, bias)).bfloat16()
+    factors = normal(48, 3, 3, 3, seed=4)
     results = []
-    for dtype in (torch.bfloat16, torch.float32):
-        w, b = weight.clone().requires_grad_(), bias.clone().requires_grad_()
-        g = factors.to(dtype, copy=True).requires_grad_()
-        y = pooled_convolution(x, w, b, dtype)
-        by_w, by_b = torch.autograd.grad(y, (w, b), g, create_graph=True)
-        (by_g,) = torch.autograd.grad((by_w * forward).sum(), g)
-        results.append((by_w.detach(), by_b.detach(), by_g))
-    (by_w, by_b, by_g), (wanted_w, wanted_b, wanted_g) = results
-    assert by_w.dtype == by_b.dtype == torch.float32
-    assert torch.equal(by_w, wanted_w)
-    assert torch.equal(by_b, wanted_b)
-    assert torch.equal(by_g, wanted_g.bfloat16())
+    for f, dtype in ((rounded, torch.float32), (torchs, torch.float64)):
+        x, weight, bias, factors = (v.to(dtype) for v in (x, weight, bias, factors))
+        inputs = [v.detach().requires_grad_() for v in (weight, bias)]
+        y = f(x, *inputs)
+        g = by_maps.to(y.dtype, copy=True).requires_grad_()
+        slopes = torch.autograd.grad(y, inputs, g, create_graph=True)
+        (back,) = torch.autograd.grad((slopes[0] * factors).sum(), g)
+        results.append([*slopes, back])
+    (by_weight, by_bias, back), (wanted_by_weight, wanted_by_bias, wanted_back) = results
+    assert_near(by_weight, wanted_by_weight)
+    assert_near(by_bias, wanted_by_bias)
+    assert back.dtype == torch.bfloat16
+    torch.testing.assert_close(back.double(), wanted_back, rtol=2**-8, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -207,58 +212,49 @@ def test_every_nan_comes_out_as_nan(dtype, bits):
 def test_tasks_at_once_equal_one_at_a_time(in_dims):
     """Whichever of the inputs differ between the tasks, and wherever their dimension stands; with
     first, second and third derivatives."""
-    tasks, inputs = 3, arguments(channels=3, tasks=(3,))
-    counted = [
-        v.movedim(0, d) if d is not None else v[0] for v, d in zip(inputs, in_dims, strict=True)
+    inputs = [
+        v[0] if d is None else v.movedim(0, d)
+        for v, d in zip(arguments(channels=3, tasks=(3,)), in_dims, strict=True)
     ]
-
-    def each(inputs):
-        return [
-            [v if d is None else v.select(d, k) for v, d in zip(inputs, in_dims, strict=True)]
-            for k in range(tasks)
-        ]
 
     def at_once(*inputs):
         return torch.vmap(ours, in_dims)(*inputs)
 
-    def in_turn(*inputs):
-        return torch.stack([torchs(*task) for task in each(inputs)])
+    def in_turn(f, inputs):
+        each = [
+            [v if d is None else v.select(d, task) for v, d in zip(inputs, in_dims, strict=True)]
+            for task in range(3)
+        ]
+        return torch.stack([f(*of_task) for of_task in each])
 
-    inputs, exact = counted, [v.double() for v in counted]
-    assert_near(at_once(*inputs), in_turn(*exact))
-    assert torch.equal(at_once(*inputs), torch.stack([ours(*task) for task in each(inputs)]))
-    counted = torch.stack([settled(*task) for task in each(inputs)])
-    got = derivatives(at_once, *inputs, 3, counted)
-    for mine, its in zip(got, derivatives(in_turn, *exact, 3, counted), strict=True):
-        assert_near(mine, its, within=1e-4)
+    assert torch.equal(at_once(*inputs), in_turn(ours, inputs))
+    assert_equal_torchs_in_turn(at_once, in_turn, inputs)
 
 
 def test_tasks_of_seeds_at_once():
     """A vmap within another: the weights differ by seed, the images by seed and task."""
-    x = normal(2, 3, 5, 1, 8, 8)
-    weight, bias = normal(2, 16, 1, 3, 3, seed=1), normal(2, 16, seed=2)
+    inputs = normal(2, 3, 5, 1, 8, 8), normal(2, 16, 1, 3, 3, seed=1), normal(2, 16, seed=2)
 
     def of_seed(x, weight, bias):
         return torch.vmap(ours, (0, None, None))(x, weight, bias)
 
-    def in_turn(x, weight, bias):
-        return torch.stack(
-            [
-                torch.stack([torchs(task, w, b) for task in tasks])
-                for tasks, w, b in zip(x, weight, bias, strict=True)
-            ]
-        )
+    def in_turn(f, inputs):
+        seeds = zip(*inputs, strict=True)
+        return torch.stack([torch.stack([f(x, w, b) for x in tasks]) for tasks, w, b in seeds])
 
-    inputs, exact = (x, weight, bias), (x.double(), weight.double(), bias.double())
-    assert_near(torch.vmap(of_seed)(*inputs), in_turn(*exact))
-    counted = torch.stack(
-        [
-            torch.stack([settled(task, w, b) for task in tasks])
-            for tasks, w, b in zip(x, weight, bias, strict=True)
-        ]
-    )
-    got = derivatives(torch.vmap(of_seed), *inputs, 2, counted)
-    for mine, its in zip(got, derivatives(in_turn, *exact, 2, counted), strict=True):
+    assert_equal_torchs_in_turn(torch.vmap(of_seed), in_turn, inputs)
+
+
+def assert_equal_torchs_in_turn(at_once, in_turn, inputs):
+    """In values and derivatives up to the third."""
+    exact, counted = [v.double() for v in inputs], in_turn(settled, inputs)
+
+    def torchs_in_turn(*inputs):
+        return in_turn(torchs, inputs)
+
+    assert_near(at_once(*inputs), torchs_in_turn(*exact))
+    got = derivatives(at_once, *inputs, 3, counted)
+    for mine, its in zip(got, derivatives(torchs_in_turn, *exact, 3, counted), strict=True):
         assert_near(mine, its, within=1e-4)
 
 
@@ -329,27 +325,24 @@ def test_moments_are_constants():
 
 
 def test_the_number_of_threads_changes_nothing():
-    """Not a bit: of values, derivatives and moments, for tasks with a few images and with many."""
-    before, results = torch.get_num_threads(), []
+    """Not a bit: of values, derivatives and moments, for many images and for tasks of a few."""
+
+    def results(threads):
+        torch.set_num_threads(threads)
+        for count, tasks in ((37, ()), (3, (5,))):
+            x, *weights = arguments(channels=3, filters=48, count=count, tasks=tasks)
+            f, moments = (torch.vmap(g) if tasks else g for g in (ours, patch_moments))
+            y = f(x, *weights)
+            yield from (y, *derivatives(f, x, *weights, 3, torch.ones_like(y)), moments(x))
+
+    before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found = []
-            for tasks, count in [((), 37), ((5,), 3)]:
-                x, weight, bias = arguments(channels=3, filters=48, count=count, tasks=tasks)
-                f, moments = (
-                    (torch.vmap(ours), torch.vmap(patch_moments))
-                    if tasks
-                    else (ours, patch_moments)
-                )
-                y = f(x, weight, bias)
-                found += [y, *derivatives(f, x, weight, bias, 3, torch.ones_like(y)), moments(x)]
-            results.append(found)
+        wanted = list(results(1))
+        for threads in (2, 3):
+            for got, its in zip(results(threads), wanted, strict=True):
+                assert torch.equal(got, its)
     finally:
         torch.set_num_threads(before)
-    for others in results[1:]:
-        for got, wanted in zip(others, results[0], strict=True):
-            assert torch.equal(got, wanted)
 
 
 def convolution(channels=1, filters=16, size=3, **options):
