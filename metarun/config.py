@@ -26,7 +26,7 @@ TARGETS = (
 UNSEEN = [
     *("name", "resume", "seeds", "plugins", "tracker", "data.root", "data.file"),
     "train.log_every",
-    *("device.name", "device.graph", "sampler.chunk", "algo.checkpoint_steps"),
+    *("device.name", "device.compile", "device.graph", "sampler.chunk", "algo.checkpoint_steps"),
     *("eval.tasks", "eval.sampler.tasks"),
 ]
 

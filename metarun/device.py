@@ -45,7 +45,8 @@ class Device:
     def __str__(self) -> str:
         if self.torch_device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.torch_device)}, {self.precision}"
-        return f"CPU, {torch.get_num_threads()} threads, {self.precision}"
+        kernels = ", kernels in C" if library.in_use else ""
+        return f"CPU, {torch.get_num_threads()} threads, {self.precision}{kernels}"
 
 
 def choose(

@@ -13,6 +13,7 @@ import torch
 
 import metarun
 from metarun import ranks
+from metarun.kernels import library
 
 PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb", "pillow")
 
@@ -30,6 +31,7 @@ def provenance(device: torch.device) -> dict[str, object]:
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "kernels": library.in_use is not None,
         "ranks": ranks.size(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
     }

@@ -53,7 +53,7 @@ def test_tf32_on_a_cpu_is_refused():
 
 @no_gpu
 def test_auto_without_a_gpu_is_the_cpu():
-    device = choose("auto", "fp32", deterministic=False)
+    device = choose("auto", "fp32", deterministic=False, compile=False)
     assert device.torch_device == torch.device("cpu")
     assert str(device) == f"CPU, {torch.get_num_threads()} threads, fp32"
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarun.backbones.batch_norm import MODES, normalisation
-from metarun.backbones.conv4 import block
+from metarun.backbones.conv4 import Block
 from metarun.episodes import PADDING, Episodes
 from metarun.errors import UserError
 from metarun.functional.embedding import at_least_float32, embed, embed_apart, real_examples
@@ -51,7 +51,7 @@ class RelationNet(nn.Module):
             normalisation(width, batch_norm),
             nn.MaxPool2d(2),
             nn.ReLU(),
-            block(width, width, batch_norm, pool=True, strides=False),
+            Block(width, width, batch_norm, pool=True, strides=False),
             nn.Flatten(),
             nn.Linear(width * (high // 4) * (wide // 4), hidden),
             nn.ReLU(),

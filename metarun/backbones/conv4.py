@@ -41,7 +41,7 @@ class Conv4(nn.Sequential):
             raise UserError(f"backbone.pools={pools}: it must be from 0 to {blocks}")
         halvings = 0 if strides else pools
         channels, height, wide = image_shape(input_shape, 2**halvings, f"backbone=conv{blocks}")
-        layers = [
+        layers: list[nn.Module] = [
             Block(width if i else channels, width, batch_norm, pool=i < halvings, strides=strides)
             for i in range(blocks)
         ]
@@ -74,11 +74,12 @@ class Block(nn.Sequential):
         if not self.pool:
             return super().forward(x)
         convolution, norm, pool, relu = self
+        assert isinstance(convolution, Conv2d)
         dtype = dtype_of_maps(x)
         if type(norm) in (BatchNorm, nn.Identity) and can_convolve(x, convolution, dtype):
             return pooled_convolution(x, *folded(convolution, norm, x), dtype)
         x = convolution(x)
-        if can_pool(x, norm):
+        if isinstance(norm, BatchNorm) and can_pool(x, norm):
             return pooled_normalisation(x, norm)
         return relu(pool(norm(x)))
 

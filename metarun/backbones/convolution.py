@@ -16,7 +16,10 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if can_sum(x, self):
             return convolution(x, self.weight, self.bias)
-        return super().forward(x).movedim(1, -1).contiguous().movedim(-1, 1)
+        # Autocast does not reach a convolution within torch.vmap, where nothing is differentiated.
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        y = self._conv_forward(x, self.weight.to(x.dtype), bias)
+        return y.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 class Mean(nn.Module):

@@ -16,7 +16,7 @@ import platformdirs
 from torch import Tensor
 
 SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
-COMPILE = "cc -O3 -march=native -fopenmp -fPIC -Wno-psabi -c".split()
+COMPILE = "cc -O3 -march=native -fopenmp -fPIC -fno-math-errno -Wno-psabi -c".split()
 LINK = "cc -shared -o kernels.so".split()  # not with OpenMP: torch has loaded one
 
 in_use: ctypes.CDLL | None = None
@@ -72,7 +72,9 @@ def processor() -> str:
     return " ".join([platform.machine(), *sorted({x for x in told if x.startswith(kinds)})])
 
 
-def call(name: str, *values: Tensor | ctypes.Structure | ctypes.c_int64 | None) -> None:
+def call(
+    name: str, *values: Tensor | ctypes.Structure | ctypes.c_int64 | ctypes.c_double | None
+) -> None:
     """Call that C function with the values in order: of tensors where their numbers lie in memory,
     of None null."""
     assert in_use is not None

@@ -115,11 +115,7 @@ class Largest(Function):
 
     @staticmethod
     def backward(ctx: Any, by_maps: Tensor, _: Tensor) -> tuple[None, Tensor, None]:
-        if ctx.needs_input_grad[0]:  # which nothing told within torch.vmap
-            raise RuntimeError(
-                "the kernels have no gradient by the images: use device.compile=false"
-            )
-        images, chosen = ctx.saved_tensors
+        images, chosen = constants(ctx)
         return None, Gradient.apply(images, chosen, by_maps), None
 
     @staticmethod
@@ -148,7 +144,7 @@ class Gradient(Function):
 
     @staticmethod
     def backward(ctx: Any, by_rows: Tensor) -> tuple[None, None, Tensor]:
-        images, chosen = ctx.saved_tensors
+        images, chosen = constants(ctx)
         return None, None, Chosen.apply(images, chosen, by_rows, ctx.dtype)
 
     @staticmethod
@@ -173,13 +169,21 @@ class Chosen(Function):
 
     @staticmethod
     def backward(ctx: Any, by_maps: Tensor) -> tuple[None, None, Tensor, None]:
-        images, chosen = ctx.saved_tensors
+        images, chosen = constants(ctx)
         return None, None, Gradient.apply(images, chosen, by_maps), None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Tensor, int]:
         *tensors, dtype = inputs
         return Chosen.apply(*tasks_first(tensors, in_dims, info.batch_size), dtype), 0
+
+
+def constants(ctx: Any) -> tuple[Tensor, Tensor]:
+    """The images and what was chosen. Raises RuntimeError if the images are no constant, which
+    nothing tells beforehand within torch.vmap."""
+    if ctx.needs_input_grad[0]:
+        raise RuntimeError("the kernels have no gradient by the images: use device.compile=false")
+    return ctx.saved_tensors
 
 
 class Shape(ctypes.Structure):
@@ -203,6 +207,4 @@ def shape_of(images: Tensor, maps: Tensor | None = None) -> Shape:
     *tasks, count, channels, height, width = images.shape
     filters, brief = (maps.shape[-1], maps.dtype == torch.bfloat16) if maps is not None else (0, 0)
     threads = torch.get_num_threads()
-    return Shape(
-        torch.Size(tasks).numel(), count, channels, height, width, filters, brief, threads
-    )
+    return Shape(torch.Size(tasks).numel(), count, channels, height, width, filters, brief, threads)

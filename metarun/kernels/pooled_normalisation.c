@@ -2,7 +2,9 @@
 
    Maps are [tasks, images, height, width, filters], pooled ones half as high and wide; x is always a
    map, `chosen` says which of each square was pooled, and numbers of a filter are [tasks, filters].
-   Work is done, and sums are kept, by parts of a task's images. Filters come in whole vectors. */
+   Sums are taken over parts of a task's images, and those added up. Filters come in whole vectors. */
+
+#include <math.h>
 
 #include "vectors.h"
 
@@ -27,6 +29,10 @@ static struct part part_of(int64_t i, struct maps m) {
     return (struct part){task, task * m.images + first, task * m.images + last};
 }
 
+static int64_t numbers_of(struct part part, struct maps m) {
+    return (part.last - part.first) * m.height * m.width;
+}
+
 INLINE floats at(const float *of_filters, int64_t f) { return *(const floats *)(of_filters + f); }
 
 INLINE ints which(const uint8_t *chosen, int64_t at) {
@@ -35,38 +41,69 @@ INLINE ints which(const uint8_t *chosen, int64_t at) {
 
 INLINE floats where(ints mask, floats value) { return (floats)(mask & (ints)value); }
 
-/* Of each part and filter: the mean, and the sum of squares about it. [parts, 2, filters] */
-void moments_of_parts(const void *x, float *out, struct maps m) {
-    int64_t F = m.filters, pixels = m.height * m.width;
-PARALLEL
-    for (int64_t i = 0; i < m.tasks * parts_of(m); i++) {
+/* The mean of each filter, and (its variance + eps)^-1/2. */
+void mean_and_scale(const void *x, double eps, float *mean, float *r, struct maps m) {
+    int64_t F = m.filters, pixels = m.height * m.width, parts = parts_of(m);
+    float *means = malloc(m.tasks * parts * F * sizeof(float));
+    float *squares = malloc(m.tasks * parts * F * sizeof(float)); /* about the part's own mean */
+    PARALLEL
+    for (int64_t i = 0; i < m.tasks * parts; i++) {
         struct part part = part_of(i, m);
         int64_t first = part.first * pixels, last = part.last * pixels;
         for (int64_t f = 0; f < F; f += LANES) {
-            floats sum = {0}, sum_after = {0}, squares = {0}, squares_after = {0};
+            floats sum = {0}, sum_after = {0}, square = {0}, square_after = {0};
             for (int64_t n = first; n < last; n += 2) {
                 sum += load(x, n * F + f, m.brief);
                 if (n + 1 < last) sum_after += load(x, (n + 1) * F + f, m.brief);
             }
-            floats mean = (sum + sum_after) / (float)(last - first);
+            floats own = (sum + sum_after) / (float)(last - first);
             for (int64_t n = first; n < last; n += 2) {
-                floats c = load(x, n * F + f, m.brief) - mean;
-                squares += c * c;
+                floats c = load(x, n * F + f, m.brief) - own;
+                square += c * c;
                 if (n + 1 == last) break;
-                c = load(x, (n + 1) * F + f, m.brief) - mean;
-                squares_after += c * c;
+                c = load(x, (n + 1) * F + f, m.brief) - own;
+                square_after += c * c;
             }
-            *(floats *)(out + 2 * i * F + f) = mean;
-            *(floats *)(out + (2 * i + 1) * F + f) = squares + squares_after;
+            *(floats *)(means + i * F + f) = own;
+            *(floats *)(squares + i * F + f) = square + square_after;
         }
     }
+    for (int64_t task = 0; task < m.tasks; task++)
+        for (int64_t f = 0; f < F; f++) { /* Chan, Golub and LeVeque 1979, eq. 2.1 */
+            double sum = 0, square = 0, numbers = m.images * pixels;
+            for (int64_t i = task * parts; i < (task + 1) * parts; i++)
+                sum += (double)means[i * F + f] * numbers_of(part_of(i, m), m);
+            for (int64_t i = task * parts; i < (task + 1) * parts; i++) {
+                double apart = means[i * F + f] - sum / numbers;
+                square += squares[i * F + f] + apart * apart * numbers_of(part_of(i, m), m);
+            }
+            mean[task * F + f] = sum / numbers;
+            r[task * F + f] = 1 / sqrt(square / numbers + eps);
+        }
+    free(squares);
+    free(means);
+}
+
+/* The parts' sums [tasks, parts, filters] added up. */
+static void add_up(const float *sums, float *out, struct maps m) {
+    int64_t F = m.filters, parts = parts_of(m);
+    for (int64_t task = 0; task < m.tasks; task++)
+        for (int64_t f = 0; f < F; f++) {
+            double sum = 0;
+            for (int64_t i = task * parts; i < (task + 1) * parts; i++) sum += sums[i * F + f];
+            out[task * F + f] = sum;
+        }
+}
+
+static float *room_for_sums(struct maps m) {
+    return malloc(m.tasks * parts_of(m) * m.filters * sizeof(float));
 }
 
 /* y = relu(max_pool2d(scale x + shift, 2)), and which number of each square it is. */
 void pool_scaled(const void *x, const float *scale, const float *shift, void *y, uint8_t *chosen,
                  struct maps m) {
     int64_t F = m.filters, H = m.height / 2, W = m.width / 2, wide = m.width * F;
-PARALLEL
+    PARALLEL
     for (int64_t row = 0; row < m.tasks * m.images * H; row++) {
         int64_t n = row / H, task = n / m.images;
         int64_t from = (n * m.height + row % H * 2) * wide, to = row * W * F;
@@ -102,11 +139,12 @@ INLINE floats pooled(const void *x, int64_t square, int64_t wide, ints position,
     return value;
 }
 
-/* Of each part and filter: Σ g and Σ g (x - mean), g a pooled map. [parts, 2, filters] */
+/* Of each filter Σ g and Σ g (x - mean), g a pooled map. */
 void sums_of_pooled(const void *g, const void *x, const uint8_t *chosen, const float *mean,
-                    float *out, struct maps m) {
+                    float *of_g, float *of_gc, struct maps m) {
     int64_t F = m.filters, H = m.height / 2, W = m.width / 2, wide = m.width * F;
-PARALLEL
+    float *gs = room_for_sums(m), *gcs = room_for_sums(m);
+    PARALLEL
     for (int64_t i = 0; i < m.tasks * parts_of(m); i++) {
         struct part part = part_of(i, m);
         for (int64_t f = 0; f < F; f += LANES) {
@@ -122,18 +160,23 @@ PARALLEL
                     product += value * c;
                 }
             }
-            *(floats *)(out + 2 * i * F + f) = sum;
-            *(floats *)(out + (2 * i + 1) * F + f) = product;
+            *(floats *)(gs + i * F + f) = sum;
+            *(floats *)(gcs + i * F + f) = product;
         }
     }
+    add_up(gs, of_g, m);
+    add_up(gcs, of_gc, m);
+    free(gcs);
+    free(gs);
 }
 
-/* Of each part and filter: Σ w, Σ w (x - mean) and Σ w g, w a map and g a pooled one, which is
-   where it was pooled from. [parts, 3, filters] */
+/* Of each filter Σ w, Σ w (x - mean) and Σ w g, w a map and g a pooled one, which stands where it
+   was pooled from. */
 void sums_of_whole(const void *w, const void *x, const void *g, const uint8_t *chosen,
-                   const float *mean, float *out, struct maps m) {
+                   const float *mean, float *of_w, float *of_wc, float *of_wg, struct maps m) {
     int64_t F = m.filters, H = m.height / 2, W = m.width / 2, wide = m.width * F;
-PARALLEL
+    float *ws = room_for_sums(m), *wcs = room_for_sums(m), *wgs = room_for_sums(m);
+    PARALLEL
     for (int64_t i = 0; i < m.tasks * parts_of(m); i++) {
         struct part part = part_of(i, m);
         for (int64_t f = 0; f < F; f += LANES) {
@@ -153,12 +196,17 @@ PARALLEL
                     where_pooled += value * load(g, to, m.brief);
                 }
             }
-            float *own = out + 3 * i * F + f;
-            *(floats *)own = sum;
-            *(floats *)(own + F) = product;
-            *(floats *)(own + 2 * F) = where_pooled;
+            *(floats *)(ws + i * F + f) = sum;
+            *(floats *)(wcs + i * F + f) = product;
+            *(floats *)(wgs + i * F + f) = where_pooled;
         }
     }
+    add_up(ws, of_w, m);
+    add_up(wcs, of_wc, m);
+    add_up(wgs, of_wg, m);
+    free(wgs);
+    free(wcs);
+    free(ws);
 }
 
 /* out = a + b (x - mean) + c g + d w as a map, g standing where it was pooled from; a, b, c and d
@@ -202,7 +250,7 @@ void combine(const void *x, const float *mean, const float *abcd, const void *g,
 void combine_pooled(const void *x, const float *mean, const float *abd, const uint8_t *chosen,
                     const void *w, void *out, struct maps m) {
     int64_t F = m.filters, H = m.height / 2, W = m.width / 2, wide = m.width * F;
-PARALLEL
+    PARALLEL
     for (int64_t row = 0; row < m.tasks * m.images * H; row++) {
         int64_t n = row / H, task = n / m.images;
         int64_t from = (n * m.height + row % H * 2) * wide;

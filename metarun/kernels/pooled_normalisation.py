@@ -7,6 +7,7 @@ dimensions, N images of each, maps of H × W pixels, F filters, last.
 """
 
 import ctypes
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -89,10 +90,10 @@ class PooledNormalise(Function):
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        mean, variance = mean_and_variance(x)
-        r = (variance + eps).rsqrt().float()
-        mean = mean.float()
-        y, chosen = PoolScaled.apply(x, weight * r, bias - weight * r * mean)
+        mean, r = of_filters(x, 2)
+        call("mean_and_scale", x, ctypes.c_double(eps), mean, r, maps_of(x))
+        scale = weight * r
+        y, chosen = PoolScaled.apply(x, scale, bias - scale * mean)
         return y, chosen, mean, r
 
     @staticmethod
@@ -124,7 +125,8 @@ class PooledNormaliseBackward(Function):
         g: Tensor, x: Tensor, weight: Tensor, chosen: Tensor, mean: Tensor, r: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         m, scale = count(x), weight * r
-        by_bias, of_c = sums("sums_of_pooled", x, [g, x, chosen, mean], 2)
+        by_bias, of_c = of_filters(x, 2)
+        call("sums_of_pooled", g, x, chosen, mean, by_bias, of_c, maps_of(x))
         by_weight = r * of_c
         by_x = combined(
             x, mean, g, chosen, a=-scale * by_bias / m, b=-scale * r * by_weight / m, c=scale
@@ -165,7 +167,8 @@ class SecondDerivatives(Function):
         sum_g: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         m, scale = count(x), weight * r
-        sum_w, sum_wc, sum_wg = sums("sums_of_whole", x, [w, x, g, chosen, mean], 3)
+        sum_w, sum_wc, sum_wg = of_filters(x, 3)
+        call("sums_of_whole", w, x, g, chosen, mean, sum_w, sum_wc, sum_wg, maps_of(x))
         sum_wx = r * sum_wc
         k = sum_wg - (sum_w * sum_g + sum_wx * sum_gx) / m
         by_g = torch.empty_like(g, memory_format=torch.contiguous_format)
@@ -207,9 +210,7 @@ def maps_of(x: Tensor) -> Maps:
     *tasks, images, height, width, filters = x.shape
     together = max(1, AT_ONCE // (height * width * filters))
     brief, threads = x.dtype == torch.bfloat16, torch.get_num_threads()
-    return Maps(
-        torch.Size(tasks).numel(), images, height, width, filters, together, brief, threads
-    )
+    return Maps(torch.Size(tasks).numel(), images, height, width, filters, together, brief, threads)
 
 
 def count(x: Tensor) -> int:
@@ -217,31 +218,9 @@ def count(x: Tensor) -> int:
     return x.shape[-4:-1].numel()
 
 
-def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each filter [T, F], in float64. The parts' are put together as in Chan, Golub and LeVeque
-    1979, eq. 2.1."""
-    maps = maps_of(x)
-    mean, squares = of_parts("moments_of_parts", x, [x], 2).double().unbind(-2)  # [T, parts, F]
-    firsts = torch.arange(0, maps.images, maps.together)
-    images = (maps.images - firsts).clamp(max=maps.together)
-    share = (images / maps.images).double()[:, None]
-    whole = (share * mean).sum(-2, keepdim=True)
-    between = (share * (mean - whole).square()).sum(-2)
-    return whole.squeeze(-2), squares.sum(-2) / count(x) + between
-
-
-def sums(name: str, x: Tensor, values: list[Tensor], number: int) -> tuple[Tensor, ...]:
-    """So many sums [T, F] by that C function."""
-    return of_parts(name, x, values, number).sum(-3).unbind(-2)
-
-
-def of_parts(name: str, x: Tensor, values: list[Tensor], number: int) -> Tensor:
-    """So many numbers of each part of the images by that C function: [T, parts, number, F]."""
-    maps = maps_of(x)
-    parts = -(-maps.images // maps.together)
-    out = x.new_empty(*x.shape[:-4], parts, number, maps.filters, dtype=torch.float32)
-    call(name, *values, out, maps)
-    return out
+def of_filters(x: Tensor, number: int) -> Iterator[Tensor]:
+    """Room for so many numbers of each filter, [T, F] each."""
+    return (x.new_empty(*x.shape[:-4], x.shape[-1], dtype=torch.float32) for _ in range(number))
 
 
 def combined(

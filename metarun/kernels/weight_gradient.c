@@ -61,7 +61,20 @@ INLINE void add_products(const int deep, const int vectors, const uint32_t *x, c
         for (int v = 0; v < vectors; v++) _mm512_storeu_ps(sums + c * m.filters + LANES * v, sum[c][v]);
 }
 
-/* sums[part, tap, channel, filter] += the gradient of a part of the images, x and g being maps. */
+/* sums[filter] += Σ g over so many pixels. */
+INLINE void add_both(const uint32_t *g, float *sums, int64_t pixels, struct convolution m) {
+    for (int64_t f = 0; f < m.filters; f += LANES) {
+        floats sum = *(floats *)(sums + f);
+        for (int64_t i = 0; i < pixels; i++) {
+            words both = *(const words *)(g + i * m.filters + f);
+            sum += (floats)(both << 16) + (floats)(both & 0xffff0000);
+        }
+        *(floats *)(sums + f) = sum;
+    }
+}
+
+/* sums[part] += the gradient of a part of the images by the weight [tap, channel, filter] and by the
+   bias behind it; x and g are maps. */
 void weight_gradient(const uint16_t *x, const uint16_t *g, float *sums, struct convolution m) {
     int64_t pairs = (m.images + 1) / 2, C = m.channels, F = m.filters;
 #pragma omp parallel num_threads(m.threads) firstprivate(m)
@@ -79,9 +92,11 @@ void weight_gradient(const uint16_t *x, const uint16_t *g, float *sums, struct c
                     pair(xs, x1, both ? x1 + image * C : NULL, top - 1, rows + 2, 1, m.height,
                          m.width, C);
                     pair(gs, g1, both ? g1 + image * F : NULL, top, rows, 0, m.height, m.width, F);
+                    float *of_part = sums + part * (9 * C + 1) * F;
+                    add_both(gs, of_part + 9 * C * F, rows * m.width, m);
                     for (int tap = 0; tap < 9; tap++) {
                         const uint32_t *from = xs + (tap / 3 * (m.width + 2) + tap % 3) * C;
-                        float *own = sums + (part * 9 + tap) * C * F;
+                        float *own = of_part + tap * C * F;
                         if (F % (4 * LANES) == 0)
                             for (int64_t f = 0; f < F; f += 4 * LANES)
                                 for (int64_t c = 0; c < C; c += 4)

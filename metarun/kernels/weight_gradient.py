@@ -27,7 +27,9 @@ def can_sum(x: Tensor, convolution: nn.Conv2d) -> bool:
         and hasattr(library.in_use, "weight_gradient")
         and x.device.type == "cpu"
         and x.dtype == torch.bfloat16
+        and x.ndim == 4
         and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
         and convolution.weight.requires_grad
         and keeps_size(convolution)
         and channels % CHANNELS == filters % FILTERS == 0
@@ -35,43 +37,51 @@ def can_sum(x: Tensor, convolution: nn.Conv2d) -> bool:
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """conv2d(x, weight, bias, padding=1) of bfloat16 x [N, C, H, W], with autocast, channels-last."""
+    """conv2d(x, weight, bias, padding=1) of bfloat16 x [N, C, H, W]: that, channels-last."""
     return Convolution.apply(x, weight, bias)
 
 
 class Convolution(Function):
-    """(x, weight, bias) -> the convolution."""
+    """(x, weight, bias) -> the convolution, of x's type."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, padding=1)
+        return plain(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        x, weight, _ = inputs
+        ctx.save_for_backward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         ours = of_weight and not torch.is_grad_enabled()  # differentiated once
         by_x, by_weight, _ = torch.ops.aten.convolution_backward(
             g,
             x,
-            weight.to(x.dtype, memory_format=torch.channels_last),
+            weight.to(x.dtype),
             None,
             *([1, 1], [1, 1], [1, 1], False, [0, 0], 1),
             [of_x, of_weight and not ours, False],
         )
+        by_bias = None
         if ours:
-            by_weight = gradient_by_weight(x, g)
-        by_bias = g.sum((0, 2, 3), dtype=torch.float32) if bias is not None and of_bias else None
-        return by_x, by_weight, by_bias
+            by_weight, by_bias = gradients(x, g)
+        elif of_bias:
+            by_bias = g.sum((0, 2, 3), dtype=torch.float32)
+        return by_x, by_weight, by_bias if of_bias else None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *tensors: Any) -> tuple[Tensor, int]:
-        plain = torch.vmap(lambda *each: F.conv2d(*each, padding=1), in_dims)
-        return plain(*tensors), 0
+        return torch.vmap(plain, in_dims)(*tensors), 0
+
+
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution as torch does it, in x's type."""
+    bias = None if bias is None else bias.to(x.dtype)
+    return F.conv2d(x, weight.to(x.dtype), bias, padding=1)
 
 
 class Maps(ctypes.Structure):
@@ -86,11 +96,13 @@ class Maps(ctypes.Structure):
     )
 
 
-def gradient_by_weight(x: Tensor, g: Tensor) -> Tensor:
-    """[F, C, 3, 3] for x [N, C, H, W] and the gradient g [N, F, H, W] by the convolution."""
+def gradients(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """By the weight [F, C, 3, 3] and the bias [F], of x [N, C, H, W] and the gradient g
+    [N, F, H, W] by the convolution."""
     (images, channels, height, width), filters = x.shape, g.shape[1]
     rows = min(height, max(1, ROOM // (width * (channels + filters) // 2)))
     maps = Maps(images, height, width, channels, filters, PARTS, rows, torch.get_num_threads())
-    sums = torch.zeros(PARTS, 3, 3, channels, filters)
-    call("weight_gradient", x.movedim(1, -1), g.movedim(1, -1), sums, maps)
-    return sums.sum(0).permute(3, 2, 0, 1)
+    parts = torch.zeros(PARTS, 9 * channels + 1, filters)
+    call("weight_gradient", x.movedim(1, -1), g.movedim(1, -1), parts, maps)
+    sums = parts.sum(0)
+    return sums[:-1].view(3, 3, channels, filters).permute(3, 2, 0, 1), sums[-1]

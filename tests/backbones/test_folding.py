@@ -45,7 +45,7 @@ def conv4(batch_norm, channels=1, size=12, blocks=2):
                 layer.bias.normal_()
         for name, buffer in network.named_buffers():
             buffer.uniform_(0.5, 2) if name.endswith("var") else buffer.normal_()
-    assert can_convolve(torch.rand(2, channels, size, size), network[0][0])
+    assert can_convolve(torch.rand(2, channels, size, size), network[0][0], torch.float32)
     return network
 
 

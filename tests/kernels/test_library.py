@@ -1,6 +1,8 @@
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from torch.nn import functional as F
 from metarun import device
 from metarun.backbones.conv4 import Conv4
 from metarun.kernels import library
-from metarun.kernels.pooled_convolution import can_convolve
+from metarun.kernels.pooled_convolution import can_convolve, pooled_convolution
 
 # A process that waits for a line, gets the library, and tells whether its sums are right: those of
 # whole numbers are exact.
@@ -37,24 +39,34 @@ print("right")
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch) -> Path:
-    """Where libraries are kept: nowhere yet. Afterwards the one that was in use is so again."""
-    before, precision = library.in_use, torch.backends.fp32_precision
-    monkeypatch.setenv("METARUN_DATA", str(tmp_path))
+    """Where libraries are kept: nowhere yet."""
+    precision = torch.backends.fp32_precision
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     library.compiled.cache_clear()
-    yield tmp_path / "kernels"
-    library.in_use = before
+    yield tmp_path / "cache" / "metarun" / "kernels"
+    library.use(False)
     library.compiled.cache_clear()
     torch.backends.fp32_precision = precision
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory) -> Path:
+    """A cache for the library that every test here begins with a copy of."""
+    return tmp_path_factory.mktemp("once")
+
+
 @pytest.fixture
-def made(folder) -> Path:
-    """The library, just compiled."""
-    if library.compiled() is None:
-        pytest.skip("no C compiler here that can make the kernels")
-    (path,) = folder.iterdir()
-    return path
+def made(folder, once, monkeypatch) -> Path:
+    """The library, as if it had just been compiled."""
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("XDG_CACHE_HOME", str(once))
+        if library.compiled() is None:
+            pytest.skip("no C compiler here that can make the kernels")
+    library.compiled.cache_clear()
+    (path,) = (once / "metarun" / "kernels").iterdir()
+    folder.mkdir(parents=True)
+    return Path(shutil.copy(path, folder))
 
 
 def folder_of_compiler(tmp_path, script):
@@ -75,7 +87,7 @@ def assert_metarun_goes_on_without():
     torch.manual_seed(0)
     network = Conv4((1, 16, 16), width=16, batch_norm="none", blocks=1, pools=1)
     convolution, x = network[0][0], torch.rand(2, 1, 16, 16)
-    assert not can_convolve(x, convolution)
+    assert not can_convolve(x, convolution, torch.float32)
     wanted = F.max_pool2d(F.conv2d(x, convolution.weight, convolution.bias, padding=1), 2).relu()
     torch.testing.assert_close(network(x), wanted.flatten(1))
 
@@ -86,7 +98,7 @@ def test_in_use_only_while_wanted():
     for wanted in (True, False, True):
         assert library.use(wanted) == wanted
         assert (library.in_use is not None) == wanted
-        assert can_convolve(x, convolution) == wanted
+        assert can_convolve(x, convolution, torch.float32) == wanted
 
 
 @pytest.mark.parametrize("compile", [True, False])
@@ -149,10 +161,42 @@ def test_a_compiler_that_does_not_end(folder, monkeypatch):
     assert not list(folder.iterdir())
 
 
-def test_a_cache_that_is_no_folder(tmp_path, monkeypatch):
+def folder_for_passing_files(tmp_path, monkeypatch) -> Path:
+    path = tmp_path / "passing"
+    path.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(path))
+    return path
+
+
+def assert_this_process_has_its_own(passing):
+    """It uses the kernels, whose file is gone already, and they are right."""
+    assert library.use(True)
+    assert not list(passing.iterdir())
+    x, weight, bias = torch.rand(3, 1, 8, 8), torch.rand(16, 1, 3, 3) - 0.5, torch.rand(16)
+    wanted = F.max_pool2d(F.conv2d(x, weight, bias, padding=1), 2).relu()
+    torch.testing.assert_close(pooled_convolution(x, weight, bias, torch.float32), wanted)
+
+
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/here"])
+def test_a_cache_that_cannot_be_written(place, tmp_path, monkeypatch):
+    """Even by root."""
     (tmp_path / "file").touch()
-    monkeypatch.setenv("METARUN_DATA", str(tmp_path / "file"))
-    assert_metarun_goes_on_without()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / place))
+    library.compiled.cache_clear()
+    assert_this_process_has_its_own(folder_for_passing_files(tmp_path, monkeypatch))
+    assert not (tmp_path / "file").read_bytes()
+
+
+@pytest.mark.parametrize("what", ["nothing", "text", "folder"])
+def test_a_cache_that_holds_something_else(what, made, tmp_path, monkeypatch):
+    """Which is left as it is."""
+    made.unlink()
+    made.mkdir() if what == "folder" else made.write_text("" if what == "nothing" else "no library")
+    library.compiled.cache_clear()
+    assert_this_process_has_its_own(folder_for_passing_files(tmp_path, monkeypatch))
+    if what == "text":
+        assert made.read_text() == "no library"
 
 
 def test_a_compiler_whose_library_cannot_be_loaded(tmp_path, monkeypatch):
@@ -184,7 +228,7 @@ def test_a_processor_that_tells_nothing(monkeypatch):
 def test_two_processes_that_compile_at_once(tmp_path, monkeypatch):
     """Both have a sound library, and one file is left."""
     cache = tmp_path / "of two"
-    monkeypatch.setenv("METARUN_DATA", str(cache))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", ANOTHER_PROCESS]
     processes = [subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe) for _ in range(2)]
@@ -196,5 +240,5 @@ def test_two_processes_that_compile_at_once(tmp_path, monkeypatch):
     for process in processes:
         said, _ = process.communicate(timeout=120)
         assert (said, process.returncode) == ("right\n", 0)
-    (left,) = (cache / "kernels").iterdir()
+    (left,) = (cache / "metarun" / "kernels").iterdir()
     assert left.suffix == ".so"
