@@ -35,10 +35,15 @@ def use(wanted: bool) -> bool:
 @cache
 def compiled() -> ctypes.CDLL | None:
     """The library: that of an earlier run on such a processor, or a new one; None if none can be
-    made. What is in the cache folder can be deleted at any time."""
+    made, or the processor lacks AVX-512, without which torch alone is faster on large images.
+
+    What is in the cache folder can be deleted at any time.
+    """
     if sys.platform != "linux":
         return None
     try:
+        if "avx512f" not in processor():
+            return None
         made_from = [source.read_text() for source in SOURCES] + [*COMPILE, *LINK, processor()]
         name = hashlib.sha256(" ".join(made_from).encode()).hexdigest()[:16] + ".so"
         path = Path(platformdirs.user_cache_dir("metarun")) / "kernels" / name

@@ -124,7 +124,7 @@ def test_the_next_process_finds_it(made, folder):
 
 
 def test_another_processor_has_one_of_its_own(made, folder, monkeypatch):
-    monkeypatch.setattr(library, "processor", lambda: "another")
+    monkeypatch.setattr(library, "processor", lambda: "another with avx512f")
     library.compiled.cache_clear()
     assert library.use(True)
     assert len(list(folder.iterdir())) == 2
@@ -212,6 +212,13 @@ def test_another_system(folder, monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert_metarun_goes_on_without()
     assert not folder.exists()
+
+
+def test_a_processor_without_avx512(monkeypatch):
+    """There torch alone is faster on large images."""
+    library.compiled.cache_clear()
+    monkeypatch.setattr(library, "processor", lambda: "x86_64 flags: fma avx2")
+    assert not library.use(True)
 
 
 def test_a_processor_that_tells_nothing(monkeypatch):
