@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from metarun.differences import differences
@@ -20,7 +21,7 @@ FORMAT = 3
 INCIDENTAL = [
     *("name", "resume", "seeds", "checkpoint", "mode", "plugins", "tracker"),
     *("data.root", "data.file"),
-    *("device.name", "device.deterministic", "device.graph"),
+    *("device.name", "device.deterministic", "device.compile", "device.graph"),
     *("sampler.chunk", "algo.checkpoint_steps"),
     *("train.steps", "train.log_every", "train.patience"),
     *("eval.episodes", "eval.tasks", "eval.sampler.tasks"),
@@ -140,7 +141,20 @@ def on_this_device(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any
         saved | {key: own[key] for key in HOW if key in own}
         for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
     ]
-    return {**state, "param_groups": groups}
+    laid_out = {
+        number: {key: like(own, value) for key, value in values.items()}
+        for number, own in enumerate(p for group in optimizer.param_groups for p in group["params"])
+        if (values := state["state"].get(number)) is not None
+    }
+    return {**state, "state": laid_out, "param_groups": groups}
+
+
+def like(parameter: Tensor, value: Any) -> Any:
+    """The value laid out in memory as the parameter is, if it is of its shape: fused optimisers
+    take that for granted."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def restore_weights(algorithm: Algorithm, content: dict[str, Any]) -> None:

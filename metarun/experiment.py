@@ -358,8 +358,10 @@ def build_optimizer(
         )
     learnt = learnt or [nn.Parameter(torch.empty(0))]  # an optimiser wants something
     new_optimizer, new_schedule = build(config, "optim"), build(config, "schedule")
-    deterministic = config.device.deterministic and learnt[0].is_cuda
-    fused = get_object(config.optim._target_) in FUSED and not deterministic
+    on_gpu = learnt and learnt[0].is_cuda
+    fused = (
+        on_gpu and get_object(config.optim._target_) in FUSED and not config.device.deterministic
+    )
     try:
         optimizer = new_optimizer(learnt, **({"fused": True} if fused else {}))
     except (TypeError, ValueError, IndexError) as error:

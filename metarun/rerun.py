@@ -16,13 +16,17 @@ from metarun.errors import UserError
 
 # What may be said beside rerun=: no result depends on it, or the comparison tells.
 ALLOWED = (
-    *("name", "checkpoint", "data.root", "data.file", "device.name", "plugins.allow"),
+    *("name", "checkpoint", "data.root", "data.file", "plugins.allow"),
+    *("device.name", "device.compile"),
     *("tracker.mode", "tracker.project", "tracker.group", "tracker.tags"),
 )
 # Where a repeated run's config may be another without a word.
 INCIDENTAL = [*ALLOWED, "resume", "rerun"]
 # What explains a difference, but is none.
-PROVENANCE = ("metarun", "revision", "python", "packages", "system", "processor", "threads", "gpu")
+PROVENANCE = (
+    *("metarun", "revision", "python", "packages", "system", "processor", "threads"),
+    *("kernels", "gpu"),
+)
 # Of numbers: what another order of additions may change, and no answer of a test.
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
 

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from metarun.cli.main import main
-from metarun.kernels import library
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,6 +25,8 @@ QUICK = (
 @pytest.fixture(autouse=True)
 def without_kernels():
     """Each test begins without kernels, whatever ran before it; a run of metarun turns them on."""
+    from metarun.kernels import library  # which loads torch, when the threads are known
+
     library.use(False)
 
 

@@ -295,3 +295,18 @@ def test_weights_for_other_examples_are_refused_in_one_line():
     with pytest.raises(UserError, match=r"do not fit this data's examples: .*layers.0.weight") as e:
         checkpoint.restore_weights(other, content)
     assert "\n" not in str(e.value)
+
+
+def test_an_optimisers_state_lies_as_its_parameters_do():
+    """Fused optimisers walk all of them side by side, wherever the state was saved from."""
+    weight = torch.nn.Parameter(torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last))
+    saved = torch.optim.Adam([torch.nn.Parameter(weight.detach().contiguous())])
+    saved.param_groups[0]["params"][0].grad = torch.randn(4, 3, 3, 3)
+    saved.step()
+    own = torch.optim.Adam([weight], fused=True)
+    own.load_state_dict(checkpoint.on_this_device(saved.state_dict(), own))
+    (before,), (after,) = saved.state.values(), own.state.values()
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert before[key].stride() != weight.stride() == after[key].stride()
+        assert torch.equal(after[key], before[key])
+    assert after["step"] == before["step"] == 1

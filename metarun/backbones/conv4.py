@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.backbones.batch_norm import BatchNorm, normalisation
-from metarun.backbones.convolution import Conv2d, Mean, image_shape
+from metarun.backbones.convolution import Conv2d, Mean, image_shape, type_of_maps
 from metarun.backbones.folding import folded
 from metarun.errors import UserError
 from metarun.kernels.pooled_convolution import can_convolve, pooled_convolution
@@ -66,25 +66,19 @@ class Block(nn.Sequential):
             nn.MaxPool2d(2) if pool else nn.Identity(),
             nn.ReLU(),
         )
-        self.pool = pool and not strides
+        self.pools = pool and not strides
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution, normalised, pooled and through ReLU; all in one where that can be, or
         all after the convolution."""
-        if not self.pool:
+        if not self.pools:
             return super().forward(x)
         convolution, norm, pool, relu = self
         assert isinstance(convolution, Conv2d)
-        dtype = dtype_of_maps(x)
+        dtype = type_of_maps(x)
         if type(norm) in (BatchNorm, nn.Identity) and can_convolve(x, convolution, dtype):
             return pooled_convolution(x, *folded(convolution, norm, x), dtype)
         x = convolution(x)
         if isinstance(norm, BatchNorm) and can_pool(x, norm):
             return pooled_normalisation(x, norm)
         return relu(pool(norm(x)))
-
-
-def dtype_of_maps(x: Tensor) -> torch.dtype:
-    """What type a convolution of x has."""
-    autocast = torch.is_autocast_enabled(x.device.type)
-    return torch.get_autocast_dtype(x.device.type) if autocast else x.dtype

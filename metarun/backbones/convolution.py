@@ -1,5 +1,6 @@
 """What the convolutional networks have in common: images in, maps that lie pixel by pixel."""
 
+import torch
 from torch import Tensor, nn
 
 from metarun.errors import UserError
@@ -16,10 +17,21 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if can_sum(x, self):
             return convolution(x, self.weight, self.bias)
-        # Autocast does not reach a convolution within torch.vmap, where nothing is differentiated.
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        y = self._conv_forward(x, self.weight.to(x.dtype), bias)
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            dtype = type_of_maps(x)
+            bias = None if self.bias is None else self.bias.to(dtype)
+            y = self._conv_forward(x.to(dtype), self.weight.to(dtype), bias)
+        else:
+            y = super().forward(x)
         return y.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def type_of_maps(x: Tensor) -> torch.dtype:
+    """What type a convolution of x has: on a CPU that of autocast, which torch does not heed within
+    torch.vmap where nothing is differentiated."""
+    if x.device.type == "cpu" and x.dtype != torch.float64 and torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu")
+    return x.dtype
 
 
 class Mean(nn.Module):

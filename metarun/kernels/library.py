@@ -5,10 +5,12 @@ They use the threads that torch has, through the OpenMP library that torch has l
 
 import ctypes
 import hashlib
+import os
 import platform
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +27,7 @@ in_use: ctypes.CDLL | None = None
 def use(wanted: bool) -> bool:
     """Have the kernels used from now on, or not; whether they are.
 
-    They are not where the machine has no C compiler that can make them.
+    They are not where they cannot be made: without Linux, AVX-512 and a GCC as `cc` that knows it.
     """
     global in_use
     in_use = compiled() if wanted else None
@@ -67,7 +69,8 @@ def compile_to(path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         for command in ([*COMPILE, *map(str, sources)], [*LINK, *objects]):
             subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
-        (Path(folder) / "kernels.so").replace(path)  # whole, whoever else is making it
+        with suppress(FileExistsError):  # another process was first, and may be using its own
+            os.link(Path(folder) / "kernels.so", path)
 
 
 def processor() -> str:

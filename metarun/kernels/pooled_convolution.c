@@ -20,7 +20,7 @@ static int64_t area_of(struct shape s) {
     return ((s.height + 2) * (s.width + 2) + BLOCK - 1) / BLOCK * BLOCK;
 }
 
-/* Room for an image with zeros around it, and two rows of them behind. */
+/* Room for an image with zeros around it, and as many behind as taps may look ahead. */
 static float *zeros(struct shape s) {
     return calloc(s.channels * area_of(s) + 3 * (s.width + 2) + LANES, sizeof(float));
 }

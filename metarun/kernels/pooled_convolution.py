@@ -114,7 +114,9 @@ class Largest(Function):
         ctx.save_for_backward(images, chosen)
 
     @staticmethod
-    def backward(ctx: Any, by_maps: Tensor, _: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, by_maps: Tensor | None, _: None) -> tuple[None, Tensor | None, None]:
+        if by_maps is None:
+            return None, None, None
         images, chosen = constants(ctx)
         return None, Gradient.apply(images, chosen, by_maps), None
 

@@ -5,6 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifndef __AVX512F__
+#error "without AVX-512 these are slower than what they take the place of"
+#endif
+
 #define LANES 16
 #define INLINE static inline __attribute__((always_inline))
 

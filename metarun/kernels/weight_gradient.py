@@ -15,6 +15,7 @@ from metarun.kernels.pooled_convolution import keeps_size
 
 CHANNELS, FILTERS = 16, 32  # are computed together
 PARTS = 16  # of the images, whose gradients are added up in turn, whatever the number of threads
+LARGEST = 2**14  # weight, without its taps: of larger ones the parts would be too much to add up
 ROOM = 2**15  # numbers of the maps of two images that a core's cache holds
 
 
@@ -33,6 +34,7 @@ def can_sum(x: Tensor, convolution: nn.Conv2d) -> bool:
         and convolution.weight.requires_grad
         and keeps_size(convolution)
         and channels % CHANNELS == filters % FILTERS == 0
+        and channels * filters <= LARGEST
     )
 
 
