@@ -16,6 +16,7 @@ import torch
 
 from metarun import experiment, runfolder
 from metarun.data.store import DataSet
+from metarun.kernels import library
 from tests.conftest import QUICK
 
 
@@ -457,3 +458,18 @@ def test_a_figure_that_is_not_finite(metarun):
     assert "Infinity" not in results
     assert metarun.results("a")["test"]["mse"] is None
     assert "try a smaller algo.inner_lr" in metarun.capsys.readouterr().out
+
+
+def test_kernels_change_no_more_than_rounding(metarun):
+    """And the results say whether they were in use."""
+    if library.compiled() is None:
+        pytest.skip("the kernels cannot be made here")
+    losses = {}
+    for asked in ("true", "false"):
+        done = metarun.run(f"name={asked}", f"device.compile={asked}", "backbone.width=16")
+        assert done["provenance"]["kernels"] == (asked == "true")
+        losses[asked] = [r["train/loss"] for r in records(metarun, asked) if "train/loss" in r]
+    assert len(losses["true"]) == 4
+    assert losses["true"] == pytest.approx(losses["false"], rel=1e-3)
+    metarun.run("name=again", "device.compile=true", "backbone.width=16")
+    assert same(weights(metarun, "true"), weights(metarun, "again"))
