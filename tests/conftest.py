@@ -30,6 +30,15 @@ def without_kernels():
     library.use(False)
 
 
+@pytest.fixture
+def kernels(without_kernels):
+    """The kernels are in use."""
+    from metarun.kernels import library
+
+    if not library.use(True):
+        pytest.skip("the kernels cannot be made here")
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> Path:
     """train/, val/ and test/ with class folders of 20 noisy 16×16 grey pictures of one pattern."""

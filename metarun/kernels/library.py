@@ -44,9 +44,10 @@ def compiled() -> ctypes.CDLL | None:
     if sys.platform != "linux":
         return None
     try:
-        if "avx512f" not in processor():
+        able = processor()
+        if "avx512f" not in able:
             return None
-        made_from = [source.read_text() for source in SOURCES] + [*COMPILE, *LINK, processor()]
+        made_from = [*(source.read_text() for source in SOURCES), *COMPILE, *LINK, able]
         name = hashlib.sha256(" ".join(made_from).encode()).hexdigest()[:16] + ".so"
         path = Path(platformdirs.user_cache_dir("metarun")) / "kernels" / name
         try:

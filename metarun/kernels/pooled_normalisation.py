@@ -18,8 +18,8 @@ from metarun.backbones.batch_norm import BatchNorm
 from metarun.backbones.normalise import tasks_first
 from metarun.kernels import library
 from metarun.kernels.library import call
+from metarun.kernels.pooled_convolution import LANES
 
-LANES = 16  # filters that are computed together
 AT_ONCE = 2**16  # numbers whose sums are computed in turn, about what a core's cache holds
 
 

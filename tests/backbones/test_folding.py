@@ -19,14 +19,7 @@ from metarun.kernels.pooled_convolution import can_convolve
 INNER_LR = 0.1
 
 
-@pytest.fixture(autouse=True)
-def kernels():
-    """In use; afterwards as they were."""
-    before = library.in_use
-    if not library.use(True):
-        pytest.skip("no C compiler here that can make the kernels")
-    yield
-    library.in_use = before
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def normal(*shape, seed=0):

@@ -15,14 +15,7 @@ FILTERS = [16, 32, 48, 64, 112]
 COUNT = 11  # images: more than have their gradients added up together, and not a multiple
 
 
-@pytest.fixture(autouse=True)
-def kernels():
-    """In use; afterwards as they were."""
-    before = library.in_use
-    if not library.use(True):
-        pytest.skip("no C compiler here that can make the kernels")
-    yield
-    library.in_use = before
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def normal(*shape, seed=0):

@@ -15,14 +15,7 @@ EPS = 1e-5
 NAN_BITS = [0x7FC0, -0x40, 0x7FFF, -1, 0x7F81]
 
 
-@pytest.fixture(autouse=True)
-def kernels():
-    """In use; afterwards as they were."""
-    before = library.in_use
-    if not library.use(True):
-        pytest.skip("no C compiler here that can make the kernels")
-    yield
-    library.in_use = before
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def normal(*shape, seed=0):
