@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.errors import UserError
-from metarun.kernels.weight_gradient import can_sum, convolution
+from metarun.kernels.winograd import can_convolve, convolution
 
 
 class Conv2d(nn.Conv2d):
@@ -15,10 +15,10 @@ class Conv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if can_sum(x, self):
-            return convolution(x, self.weight, self.bias)
+        dtype = type_of_maps(x)
+        if can_convolve(x, self, dtype):
+            return convolution(x.to(dtype), self.weight, self.bias)
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            dtype = type_of_maps(x)
             bias = None if self.bias is None else self.bias.to(dtype)
             y = self._conv_forward(x.to(dtype), self.weight.to(dtype), bias)
         else:

@@ -66,7 +66,7 @@ row_of_largest(const int vectors, const float *padded, const float *weight, int6
             ints none = largest <= 0;
             store(map, out + LANES * v, s.brief, (floats)(~none & (ints)largest));
             which = either(none, (ints){0} + NONE, which);
-            *(bytes *)(chosen + out + LANES * v) = __builtin_convertvector(which, bytes);
+            store_bytes(chosen + out + LANES * v, which);
         }
     }
 }
@@ -110,7 +110,7 @@ static void see(float *windows, const float *padded, int64_t row, struct shape s
 }
 
 INLINE ints corners(const uint8_t *chosen) { /* where in 4x4 pixels its 3x3 begin */
-    ints which = __builtin_convertvector(*(const bytes *)chosen, ints);
+    ints which = load_bytes(chosen);
     return (which >> 1) * 4 + (which & 1);
 }
 
@@ -132,7 +132,7 @@ row_of_chosen(const int channels, const float *windows, const float *weight, int
                 sum += w[9 * c + tap] *
                        __builtin_shuffle(window, (corner + tap / 3 * 4 + tap % 3) & (LANES - 1));
         }
-        ints none = __builtin_convertvector(*(const bytes *)(chosen + out), ints) == NONE;
+        ints none = load_bytes(chosen + out) == NONE;
         store(map, out, s.brief, (floats)(~none & (ints)sum));
     }
 }
@@ -172,7 +172,7 @@ gradient_of_row(const int channels, const float *windows, float *sums, int64_t o
     for (int tap = 0; tap <= 9 * channels; tap++) sum[tap] = *(floats *)(sums + tap * F + f);
     for (int64_t column = 0; column < s.width / 2; column++, out += F) {
         ints corner = corners(chosen + out);
-        ints none = __builtin_convertvector(*(const bytes *)(chosen + out), ints) == NONE;
+        ints none = load_bytes(chosen + out) == NONE;
         floats g = (floats)(~none & (ints)load(map, out, s.brief));
         sum[9 * channels] += g;
 #pragma GCC unroll 3

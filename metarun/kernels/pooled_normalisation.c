@@ -36,7 +36,7 @@ static int64_t numbers_of(struct part part, struct maps m) {
 INLINE floats at(const float *of_filters, int64_t f) { return *(const floats *)(of_filters + f); }
 
 INLINE ints which(const uint8_t *chosen, int64_t at) {
-    return __builtin_convertvector(*(const bytes *)(chosen + at), ints);
+    return load_bytes(chosen + at);
 }
 
 INLINE floats where(ints mask, floats value) { return (floats)(mask & (ints)value); }
@@ -122,7 +122,7 @@ void pool_scaled(const void *x, const float *scale, const float *shift, void *y,
                 ints none = largest <= 0;
                 store(y, out, m.brief, where(~none, largest));
                 position = either(none, (ints){0} + NONE, position);
-                *(bytes *)(chosen + out) = __builtin_convertvector(position, bytes);
+                store_bytes(chosen + out, position);
             }
         }
     }
