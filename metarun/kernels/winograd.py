@@ -19,7 +19,8 @@ from metarun.kernels.library import call
 from metarun.kernels.pooled_convolution import LANES, keeps_size
 
 LARGEST = 2**14  # weight, without its taps, that a core's cache holds transformed
-PARTS = 16  # of the tasks' images whose gradients are added up in turn
+PARTS = 16  # of the tasks' tiles of 2 × 2 pixels, whose gradients are added up in turn
+LEAST = 192  # tiles of such a part
 
 
 def can_convolve(x: Tensor, convolution: nn.Conv2d, dtype: torch.dtype) -> bool:
@@ -91,7 +92,7 @@ class Product(Function):
             Product.apply(*three[:i], None, *three[i + 1 :], None) if need else None
             for i, need in enumerate(needed)
         ]
-        return *grads, by_output.sum((-4, -3, -2), dtype=torch.float32) if of_bias else None
+        return *grads, by_output.sum((-3, -2)).sum(-2, dtype=torch.float32) if of_bias else None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Tensor | None) -> tuple[Tensor, int]:
@@ -113,7 +114,8 @@ def by_weight(x: Tensor, g: Tensor) -> Tensor:
     """Σ g[p] x[p + q] of x [T, N, H, W, C] and g [T, N, H, W, F]: [T, F, 3, 3, C]."""
     channels, filters = x.shape[-1], g.shape[-1]
     shape = shape_of(x, channels, filters)
-    parts = max(1, PARTS // shape.tasks)
+    tiles = shape.images * (-(-shape.height // 2) * -(-shape.width // 2))
+    parts = max(1, min(PARTS // shape.tasks, tiles // LEAST))
     sums = x.new_empty(*x.shape[:-4], parts, filters, 3, 3, channels, dtype=torch.float32)
     call("by_weight", x, g, sums, ctypes.c_int64(parts), shape)
     return sums.sum(-5) if parts > 1 else sums.squeeze(-5)
