@@ -5,6 +5,7 @@ They use the threads that torch has, through the OpenMP library that torch has l
 
 import ctypes
 import hashlib
+import inspect
 import os
 import platform
 import subprocess
@@ -13,9 +14,13 @@ import tempfile
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import platformdirs
 from torch import Tensor
+from torch.autograd import Function
+
+Kernel = TypeVar("Kernel", bound=type[Function])
 
 SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 COMPILE = "cc -O3 -march=native -fopenmp -fPIC -fno-math-errno -Wno-psabi -c".split()
@@ -91,3 +96,10 @@ def call(
     getattr(in_use, name)(
         *(ctypes.c_void_p(v.data_ptr()) if isinstance(v, Tensor) else v for v in kept)
     )
+
+
+def inspected(function: Kernel) -> Kernel:
+    """Write down what the Function's `forward` takes: torch asks at each call, and finding out
+    takes longer than a small kernel."""
+    function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
+    return function

@@ -16,7 +16,7 @@ from torch.autograd import Function
 
 from metarun.backbones.normalise import tasks_first
 from metarun.kernels import library
-from metarun.kernels.library import call
+from metarun.kernels.library import call, inspected
 
 LANES = 16  # filters that are computed together
 CHANNELS = (1, 3)
@@ -71,6 +71,7 @@ def patch_moments(images: Tensor) -> Tensor:
     return Moments.apply(images)
 
 
+@inspected
 class Moments(Function):
     """images [T, N, C, H, W] -> [T, N, 9 C + 1, 9 C + 1], a constant."""
 
@@ -94,6 +95,7 @@ class Moments(Function):
         return Moments.apply(*tasks_first([images], in_dims, info.batch_size)), 0
 
 
+@inspected
 class Largest(Function):
     """(images, rows [T, 9 C + 1, F], type) -> the maps [T, N, H // 2, W // 2, F], and which number
     of its square each is: 0 to 3, or 4 where ReLU let none through."""
@@ -126,6 +128,7 @@ class Largest(Function):
         return Largest.apply(*tasks_first(tensors, in_dims, info.batch_size), dtype), (0, 0)
 
 
+@inspected
 class Gradient(Function):
     """(images, chosen, the gradient by the maps) -> that by the rows, which is linear in it."""
 
@@ -154,6 +157,7 @@ class Gradient(Function):
         return Gradient.apply(*tasks_first(list(tensors), in_dims, info.batch_size)), 0
 
 
+@inspected
 class Chosen(Function):
     """(images, chosen, rows, type) -> of the convolution's numbers those chosen, else 0: linear in
     the rows."""

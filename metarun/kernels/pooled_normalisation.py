@@ -17,7 +17,7 @@ from torch.autograd import Function
 from metarun.backbones.batch_norm import BatchNorm
 from metarun.backbones.normalise import tasks_first
 from metarun.kernels import library
-from metarun.kernels.library import call
+from metarun.kernels.library import call, inspected
 from metarun.kernels.pooled_convolution import LANES
 
 AT_ONCE = 2**16  # numbers whose sums are computed in turn, about what a core's cache holds
@@ -57,6 +57,7 @@ def pooled_normalisation(x: Tensor, norm: BatchNorm) -> Tensor:
     return y.movedim(-1, -3)
 
 
+@inspected
 class PoolScaled(Function):
     """(x, scale, shift) -> (relu(max_pool2d(scale x + shift, 2)), chosen), constants."""
 
@@ -81,6 +82,7 @@ class PoolScaled(Function):
         return PoolScaled.apply(*tasks_first(list(tensors), in_dims, info.batch_size)), (0, 0)
 
 
+@inspected
 class PooledNormalise(Function):
     """(x [T, N, H, W, F], γ [T, F], β, ε) -> (relu(max_pool2d(γ x̂ + β, 2)), chosen, mean, r):
     which number of each square was pooled, 0 to 3, or 4 where ReLU let none through; the mean of x
@@ -117,6 +119,7 @@ class PooledNormalise(Function):
         return PooledNormalise.apply(*tensors, eps), (0, 0, 0, 0)
 
 
+@inspected
 class PooledNormaliseBackward(Function):
     """(g, x, γ, chosen, mean, r) -> the gradients by x, γ and β."""
 
@@ -147,6 +150,7 @@ class PooledNormaliseBackward(Function):
         return PooledNormaliseBackward.apply(*tensors), (0, 0, 0)
 
 
+@inspected
 class SecondDerivatives(Function):
     """(w, p, q, g, x, γ, chosen, mean, r, Σ(g x̂), Σg) -> the gradients by g, x and γ of what
     PooledNormaliseBackward gives, w, p and q being those by its outputs: as in NormaliseBackward,

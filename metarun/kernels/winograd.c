@@ -1,9 +1,9 @@
 /* 3x3 convolutions by the way of Winograd; see winograd.py.
 
    Maps are [tasks, images, height, width, depth], of float32 or, if `brief`, bfloat16, cut into tiles of
-   2x2 pixels; at an odd edge half of a tile is zeros that nobody reads. Transformed, the 4x4 pixels that
-   a tile's convolution sees are 16 numbers of each channel, and so are the taps: 16 products in the place
-   of 36. Weights are [tasks, filters, 9 taps, channels], of float32. */
+   2x2 pixels; beyond the edges zeros are read, and what is computed there is thrown away. Transformed,
+   the 4x4 pixels that a tile's convolution sees are 16 numbers of each channel, and so are the taps: 16
+   products in the place of 36. Weights are [tasks, filters, 9 taps, channels], of float32. */
 
 #include "vectors.h"
 
@@ -44,7 +44,8 @@ INLINE void square(const int size, const int before, const char *at[], const cha
     for (int y = 0; y < size; y++)
 #pragma GCC unroll 4
         for (int x = 0; x < size; x++) {
-            int inside = ((uint64_t)(top + y) < (uint64_t)m.height) & ((uint64_t)(left + x) < (uint64_t)m.width);
+            int inside = ((uint64_t)(top + y) < (uint64_t)m.height) &
+                         ((uint64_t)(left + x) < (uint64_t)m.width);
             uintptr_t here = (uintptr_t)first + (y * m.width + x) * pixel, there = (uintptr_t)outside;
             at[y * size + x] = (const char *)(there ^ ((there ^ here) & -(uintptr_t)inside));
         }
@@ -164,10 +165,10 @@ INLINE void product(const int rows, const int vectors, const uint32_t *a, int64_
         }
 }
 
-/* The same of all columns, a multiple of 16, and of rows up to the next multiple of `sums`, 16 or 24: how
-   many vectors are added up together. */
-INLINE void products(const int sums, int64_t rows, int64_t columns, const uint32_t *a, int64_t a_row, int64_t a_k,
-                     const uint32_t *b, int64_t number, float *out, const int add, const int brief) {
+/* The same of all columns, a multiple of 16. `sums`, 16 or 24, is how many vectors are added up together;
+   `a` and `out` have room for rows up to the next multiple of it. */
+INLINE void products(const int sums, int64_t rows, int64_t columns, const uint32_t *a, int64_t a_row,
+                     int64_t a_k, const uint32_t *b, int64_t number, float *out, const int add, const int brief) {
     const int vectors = columns % 64 == 0 ? 4 : columns % 32 == 0 ? 2 : 1, tall = sums / vectors;
     for (int64_t v = 0; v < columns; v += LANES * vectors)
         for (int64_t r = 0; r < rows; r += tall) {
@@ -219,14 +220,16 @@ INLINE void transform_weight(uint32_t *out, const float *weight, int64_t first, 
 }
 
 /* So many tiles of a task's map `to` from those of `from`. */
-INLINE void convolve_tiles(const char *from, const uint32_t *weights, const float *bias, char *to, int64_t first,
-                           int64_t number, int64_t in, int64_t out, uint32_t *seen, float *sums,
-                           char *outside, const char *zeros, const int brief, struct maps m) {
+INLINE void convolve_tiles(const char *from, const uint32_t *weights, const float *bias, char *to,
+                           int64_t first, int64_t number, int64_t in, int64_t out, uint32_t *seen,
+                           float *sums, char *outside, const char *zeros, const int brief, struct maps m) {
     for (int64_t tile = 0; tile < number; tile++)
-        transform_seen(seen + words_of(tile * in, brief), brief ? NEXT : WHOLE, from, zeros, first + tile, in, brief, m);
+        transform_seen(seen + words_of(tile * in, brief), brief ? NEXT : WHOLE, from, zeros, first + tile, in,
+                       brief, m);
     for (int k = 0; k < 16; k++)
         products(24, number, out, seen + k * apart(in, brief), words_of(in, brief), 1,
-                 weights + k * words_of(in, brief) * out, words_of(in, brief), sums + k * apart(out, 0), 0, brief);
+                 weights + k * words_of(in, brief) * out, words_of(in, brief), sums + k * apart(out, 0), 0,
+                 brief);
     for (int64_t tile = 0; tile < number; tile++)
         transform_back(to, outside, sums + tile * out, bias, first + tile, out, brief, m);
 }
@@ -265,9 +268,11 @@ void convolve(const char *from, const float *weight, const float *bias, char *to
             const float *its_bias = bias ? bias + task * out : NULL;
             const uint32_t *its_weights = weights + task * task_words;
             if (m.brief)
-                convolve_tiles(seen_by, its_weights, its_bias, its, first, number, in, out, seen, sums, outside, zeros, 1, m);
+                convolve_tiles(seen_by, its_weights, its_bias, its, first, number, in, out, seen, sums,
+                               outside, zeros, 1, m);
             else
-                convolve_tiles(seen_by, its_weights, its_bias, its, first, number, in, out, seen, sums, outside, zeros, 0, m);
+                convolve_tiles(seen_by, its_weights, its_bias, its, first, number, in, out, seen, sums,
+                               outside, zeros, 0, m);
         }
         free(seen);
         free(sums);
@@ -278,8 +283,8 @@ void convolve(const char *from, const float *weight, const float *bias, char *to
 }
 
 /* sums[16, filter, channel] += the products of so many tiles. */
-INLINE void add_tiles(const char *x, const char *g, const char *zeros, int64_t first, int64_t number, uint32_t *seen, uint32_t *own,
-                      float *sums, const int brief, struct maps m) {
+INLINE void add_tiles(const char *x, const char *g, const char *zeros, int64_t first, int64_t number,
+                      uint32_t *seen, uint32_t *own, float *sums, const int brief, struct maps m) {
     int64_t C = m.channels, F = m.filters;
     for (int64_t tile = 0; tile < number; tile++) {
         int64_t row = brief ? tile / 2 : tile;
@@ -327,8 +332,8 @@ void by_weight(const char *x, const char *g, float *weight, int64_t parts, struc
     int64_t size = m.brief ? sizeof(uint16_t) : sizeof(float);
 #pragma omp parallel num_threads(m.threads) firstprivate(m)
     {
-        uint32_t *seen = malloc(16 * apart(C, 0) * sizeof(uint32_t));
-        uint32_t *own = malloc(16 * apart(F, 0) * sizeof(uint32_t));
+        uint32_t *seen = malloc(16 * apart(C, m.brief) * sizeof(uint32_t));
+        uint32_t *own = malloc(16 * apart(F, m.brief) * sizeof(uint32_t));
         float *sums = malloc(16 * C * F * sizeof(float));
         char *zeros = calloc(C > F ? C : F, sizeof(float));
 #pragma omp for schedule(static)

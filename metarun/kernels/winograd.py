@@ -15,28 +15,30 @@ from torch.autograd import Function
 
 from metarun.backbones.normalise import tasks_first
 from metarun.kernels import library
-from metarun.kernels.library import call
+from metarun.kernels.library import call, inspected
 from metarun.kernels.pooled_convolution import LANES, keeps_size
 
-LARGEST = 2**14  # weight, without its taps, that a core's cache holds transformed
+LARGEST = (
+    2**17
+)  # weight, without its taps: the parts of its gradient take 9 · 4 · 16 times the room
 PARTS = 16  # of the tasks' tiles of 2 × 2 pixels, whose gradients are added up in turn
-LEAST = 192  # tiles of such a part
+LEAST = 96  # tiles of such a part
 
 
 def can_convolve(x: Tensor, convolution: nn.Conv2d, dtype: torch.dtype) -> bool:
     """Whether the kernels are in use and this convolution of x [N, C, H, W] in type `dtype` is one
     of those that they are for."""
-    filters, channels, *_ = convolution.weight.shape
+    weight, bias = convolution.weight, convolution.bias
+    filters, channels, *_ = weight.shape
     return (
         library.in_use is not None
-        and x.device.type == "cpu"
-        and (
-            dtype == torch.float32
-            or (dtype == torch.bfloat16 and hasattr(library.in_use, "multiplies_bfloat16"))
-        )
-        and convolution.weight.dtype == torch.float32
+        and x.device.type == weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and (bias is None or bias.dtype == torch.float32)
         and (x.dtype == torch.float32 or torch.is_autocast_enabled("cpu"))
+        and (dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies_bfloat16()))
         and x.ndim == 4
+        and x.shape[1] == channels
         and min(x.shape[2:]) >= 2
         and keeps_size(convolution)
         and channels % LANES == filters % LANES == 0
@@ -44,15 +46,22 @@ def can_convolve(x: Tensor, convolution: nn.Conv2d, dtype: torch.dtype) -> bool:
     )
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the kernels do: the C file says so if it was compiled with AVX512-BF16."""
+    return hasattr(library.in_use, "multiplies_bfloat16")
+
+
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """conv2d(x, weight, bias, padding=1) of x [N, C, H, W], in channels-last [N, F, H, W].
 
-    It is of x's type; weight and bias are of float32. It has derivatives of any order.
+    It is of x's type; weight and bias are of float32. It has derivatives of any order; in bfloat16
+    the bias's gradient is rounded image by image. An infinity comes out as no number.
     """
     y = Product.apply(x.movedim(1, -1), weight.movedim(1, -1), None, bias)
     return y.movedim(-1, 1)
 
 
+@inspected
 class Product(Function):
     """Of maps x [T, N, H, W, C], weight w [T, F, 3, 3, C] and maps g [T, N, H, W, F], the sum of
     all g[p] · w[q] x[p + q] differentiated by the one that is None.

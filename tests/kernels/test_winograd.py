@@ -18,7 +18,6 @@ from metarun.kernels.winograd import Product, by_weight, can_convolve, convoluti
 
 FULL, BRIEF = torch.float32, torch.bfloat16
 NEAR = {FULL: 2e-6, BRIEF: 2**-7}  # to so many of the largest number
-TOGETHER = 48  # tiles of 2 × 2 pixels: a block of the C functions
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +25,18 @@ def in_use(kernels):
     """The kernels are in use."""
 
 
+@pytest.fixture
+def bf16(kernels):
+    """The processor multiplies bfloat16 numbers."""
+    if not winograd.multiplies_bfloat16():
+        pytest.skip("the processor has no AVX512-BF16")
+
+
 @pytest.fixture(params=[FULL, BRIEF], ids=["float32", "bfloat16"])
 def dtype(request):
     """Of the maps."""
-    if request.param == BRIEF and not hasattr(library.compiled(), "multiplies_bfloat16"):
-        pytest.skip("the processor has no AVX512-BF16")
+    if request.param == BRIEF:
+        request.getfixturevalue("bf16")
     return request.param
 
 
@@ -115,8 +121,7 @@ def test_channels_and_filters(filters, channels, dtype):
 
 @pytest.mark.parametrize("count", [1, 2, 7, 12, 13, 16, 24, 25, 60])
 def test_numbers_of_images(count, dtype):
-    """Of 4 tiles each: less than a block of them, whole blocks, and one image more."""
-    assert TOGETHER % 4 == 0
+    """Of 4 tiles each, of which the kernels take 48 together: fewer, as many, and more."""
     assert_right(dtype, *arguments(count=count, size=(4, 4)))
 
 
@@ -200,10 +205,8 @@ def test_the_number_of_threads_changes_nothing(dtype):
         torch.set_num_threads(before)
 
 
-def test_a_backward_pass_outside_autocast(convolved):
+def test_a_backward_pass_outside_autocast(convolved, bf16):
     """As in training, where only the network is within it."""
-    if not hasattr(library.compiled(), "multiplies_bfloat16"):
-        pytest.skip("the processor has no AVX512-BF16")
     x, *_ = arguments()
     layer = Conv2d(16, 32, 3, padding=1)
     with torch.autocast("cpu", BRIEF):
@@ -213,7 +216,7 @@ def test_a_backward_pass_outside_autocast(convolved):
     g = 2 * y.detach().double()
     exact = conv2d_weight(x.double(), layer.weight.shape, g, padding=1)
     assert_near(layer.weight.grad, exact, within=2**-7)
-    assert_near(layer.bias.grad, g.sum((0, 2, 3)), within=2e-6)
+    assert_near(layer.bias.grad, g.sum((0, 2, 3)), within=2**-8)
     assert len(convolved) == 1
 
 
@@ -240,7 +243,7 @@ def derivatives(f, inputs, dtypes, order):
 
 @pytest.mark.parametrize("order", [2, 3])
 def test_higher_derivatives(order, dtype):
-    """In bfloat16 as near as torch's own operations come, or nearer than twice as far."""
+    """In bfloat16 at most twice as far from the truth as by torch's own operations."""
     inputs = arguments(count=3)
     wanted = derivatives(torchs, inputs, EXACT, order)
     found = derivatives(convolution, inputs, (dtype, FULL), order)
@@ -288,14 +291,48 @@ def test_tasks_at_once(in_dims, dtype):
         assert_near(got, its, NEAR[dtype])
 
 
-def test_tasks_of_tasks():
-    """As of several seeds at once, each of many tasks."""
+@pytest.mark.parametrize(("tasks", "size"), [(3, (42, 40)), (17, (6, 6)), (2, (28, 28))])
+def test_parts_of_many_tasks(tasks, size, dtype):
+    """Each with weights of its own, whose gradients are summed in several parts, or one."""
+    assert_right_for_each(dtype, arguments(tasks=(tasks,), size=size, count=2))
+
+
+def assert_right_for_each(dtype, inputs):
+    y, _, found = slopes(torch.vmap(convolution), inputs, (dtype, FULL))
+    exact, _, wanted = slopes(
+        lambda *v: torch.stack([torchs(*task) for task in zip(*v, strict=True)]), inputs, EXACT
+    )
+    for got, its in zip((y, *found), (exact, *wanted), strict=True):
+        assert_near(got, its, NEAR[dtype])
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer"),
+    [((0, None, None), (0, 0, 0)), ((0, 0, 0), (0, None, None)), ((None, 0, 0), (0, 0, 0))],
+)
+def test_tasks_of_tasks(inner, outer):
+    """As of several seeds at once, each of many tasks; gradients too."""
     x, weight, bias = arguments(tasks=(2, 3), count=2)
-    inner = torch.vmap(convolution, (0, None, None))
-    y = torch.vmap(inner)(x, weight[:, 0], bias[:, 0])
-    for i in range(2):
-        for j in range(3):
-            assert_near(y[i, j], torchs(x[i, j], weight[i, 0], bias[i, 0]), NEAR[FULL])
+    inputs = [
+        v[(slice(None) if out is not None else 0, slice(None) if within is not None else 0)]
+        for v, within, out in zip((x, weight, bias), inner, outer, strict=True)
+    ]
+
+    def of_task(i, j, inputs):
+        return [
+            v[tuple(k for k, d in ((i, out), (j, within)) if d is not None)]
+            for v, within, out in zip(inputs, inner, outer, strict=True)
+        ]
+
+    def in_turn(*inputs):
+        each = [[torchs(*of_task(i, j, inputs)) for j in range(3)] for i in range(2)]
+        return torch.stack([torch.stack(row) for row in each])
+
+    at_once = torch.vmap(torch.vmap(convolution, inner), outer)
+    y, _, found = slopes(at_once, inputs, (FULL, FULL))
+    exact, _, wanted = slopes(in_turn, inputs, EXACT)
+    for got, its in zip((y, *found), (exact, *wanted), strict=True):
+        assert_near(got, its, NEAR[FULL])
 
 
 @pytest.mark.parametrize("outside", [None, "autograd", "grad"])
@@ -344,7 +381,7 @@ def layer(channels=16, filters=32, size=3, **options):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("channels", "filters"), [(16, 16), (48, 64), (128, 128)])
+@pytest.mark.parametrize(("channels", "filters"), [(16, 16), (48, 64), (320, 320)])
 def test_what_it_can_convolve(channels, filters, bias, dtype):
     with torch.autocast("cpu", BRIEF, enabled=dtype == BRIEF):
         x = torch.zeros(2, channels, 5, 4)
@@ -358,12 +395,12 @@ def test_what_it_can_convolve(channels, filters, bias, dtype):
         layer(channels=3),
         layer(channels=24),
         layer(filters=24),
-        layer(channels=128, filters=144),
+        layer(channels=320, filters=416),
         layer(size=1),
         layer(size=5),
         layer(stride=2),
         layer(dilation=2),
-        layer(groups=2),
+        layer(channels=32, groups=2),
         layer(padding_mode="circular"),
         nn.Conv2d(16, 32, 3),
         nn.Conv2d(16, 32, 3, padding="same"),
@@ -394,6 +431,11 @@ def test_not_bfloat16_without_autocast():
 def test_not_maps_of_another_shape(shape):
     """One image without its dimension, and lines, of which a tile would be half empty."""
     assert not can_convolve(torch.zeros(shape), layer(), FULL)
+
+
+def test_channels_that_do_not_fit_are_refused_by_torch():
+    with pytest.raises(RuntimeError, match="channels"):
+        Conv2d(32, 32, 3, padding=1)(torch.zeros(2, 16, 8, 8))
 
 
 def test_not_when_switched_off():
@@ -429,9 +471,9 @@ def distances(found, wanted):
 
 @pytest.mark.parametrize("batch_norm", ["batch", "running"])
 @pytest.mark.parametrize(("channels", "width", "size"), [(3, 32, 24), (1, 64, 16)])
-def test_a_conv4(channels, width, size, batch_norm, convolved):
-    """In bfloat16, of which the kernels round twice as often what is multiplied, it is nearly as
-    near to float64's as without them."""
+def test_a_conv4(channels, width, size, batch_norm, convolved, bf16):
+    """In bfloat16, where the kernels round more, it is on average at most 1.4 times as far from
+    float64's as without them."""
     torch.manual_seed(0)
     network = varied(Conv4((channels, size, size), width, batch_norm, pools=2, blocks=3))
     x = normal(6, channels, size, size)
@@ -446,7 +488,7 @@ def test_a_conv4(channels, width, size, batch_norm, convolved):
 
 @pytest.mark.parametrize("batch_norm", ["batch", "running"])
 @pytest.mark.parametrize(("channels", "width", "convolutions"), [(16, 32, 3), (8, 64, 2)])
-def test_a_resnet12_block(channels, width, convolutions, batch_norm, convolved):
+def test_a_resnet12_block(channels, width, convolutions, batch_norm, convolved, bf16):
     """As a conv4's; the first convolution not by the kernels where it has too few channels."""
     torch.manual_seed(0)
     network = varied(resnet12.Block(channels, width, batch_norm, pool=True))
@@ -463,7 +505,7 @@ def test_a_resnet12_block(channels, width, convolutions, batch_norm, convolved):
 @pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("own_weights", [False, True])
 @pytest.mark.parametrize("learning", [False, True])
-@pytest.mark.parametrize("width", [16, 32])
+@pytest.mark.parametrize("width", [24, 32])
 def test_a_network_of_tasks_at_once(width, learning, own_weights, kernels):
     """In bfloat16, as evaluation and a training of several seeds have it, with filters that the
     kernel is for and others, near to a loop's in float64."""
@@ -489,8 +531,8 @@ def test_a_network_of_tasks_at_once(width, learning, own_weights, kernels):
 @pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("own_weights", [False, True])
 def test_an_inner_step_of_tasks_at_once(own_weights, kernels):
-    """By a network in bfloat16: the loss after it and its gradient, as near to a loop's in float64
-    with kernels as without."""
+    """By a network in bfloat16, with kernels and without: the loss after it and its gradient, near
+    to a loop's in float64."""
     torch.manual_seed(0)
     network = Conv4((1, 12, 12), 32, "batch", pools=2, blocks=2)
     library.use(kernels)
