@@ -23,7 +23,9 @@ from torch.autograd import Function
 Kernel = TypeVar("Kernel", bound=type[Function])
 
 SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
-COMPILE = "cc -O3 -march=native -fopenmp -fPIC -fno-math-errno -Wno-psabi -c".split()
+COMPILE = (
+    "cc -O3 -march=native -fopenmp -fPIC -fno-math-errno -fno-strict-aliasing -Wno-psabi -c".split()
+)
 LINK = "cc -shared -o kernels.so".split()  # not with OpenMP: torch has loaded one
 
 in_use: ctypes.CDLL | None = None

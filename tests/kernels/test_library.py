@@ -93,6 +93,20 @@ def assert_metarun_goes_on_without():
 
 
 @pytest.mark.usefixtures("made")
+def test_the_sources_compile(tmp_path):
+    """Where a compiler takes anything: or every test of the kernels would be skipped without a
+    word."""
+    program = "#include <immintrin.h>\n#ifndef __AVX512F__\n#error\n#endif\n"
+    asked = ["cc", "-march=native", "-fopenmp", "-x", "c", "-", "-c", "-o", str(tmp_path / "o")]
+    try:
+        able = subprocess.run(asked, input=program, text=True, capture_output=True).returncode == 0
+    except OSError:
+        able = False
+    if not able or sys.platform != "linux":
+        pytest.skip("no C compiler here that can make the kernels")
+    library.compile_to(tmp_path / "kernels.so")
+
+
 def test_in_use_only_while_wanted():
     x, convolution = torch.rand(2, 1, 8, 8), torch.nn.Conv2d(1, 16, 3, padding=1)
     for wanted in (True, False, True):
