@@ -18,9 +18,7 @@ from metarun.kernels import library
 from metarun.kernels.library import call, inspected
 from metarun.kernels.pooled_convolution import LANES, keeps_size
 
-LARGEST = (
-    2**17
-)  # weight, without its taps: the parts of its gradient take 9 · 4 · 16 times the room
+LARGEST = 2**17  # weight, without its taps: 16 parts of its gradient take 72 MiB
 PARTS = 16  # of the tasks' tiles of 2 × 2 pixels, whose gradients are added up in turn
 LEAST = 96  # tiles of such a part
 
