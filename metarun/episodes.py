@@ -1,6 +1,7 @@
 """The batches that flow from samplers to algorithms. The first dimension is always the task."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -115,18 +116,23 @@ def side_by_side(parts: Sequence[Tensor], value: int) -> Tensor:
     return torch.cat([F.pad(part, (0, longest - part.shape[1]), value=value) for part in parts])
 
 
-def labelled(rows: Tensor, shot: int) -> Rows:
-    """The tasks of rows [T, way, shot + query] in which each class's support comes first.
+def labelled(rows: Tensor, way: int, shot: int) -> Rows:
+    """The tasks of rows [T, way · (shot + query)]: support, then query, each class by class.
 
-    Row k of `way` is given label k.
+    Class k of `way` is given label k.
     """
-    tasks, way, examples = rows.shape
-    support, query = rows.tensor_split([shot], dim=2)
-    labels = torch.arange(way, device=rows.device)[:, None]
-    support_y, query_y = (
-        labels.expand(tasks, way, each).flatten(1) for each in (shot, examples - shot)
-    )
-    return Rows(support.flatten(1), support_y, query.flatten(1), query_y, way)
+    tasks, examples = rows.shape
+    support, query = rows[:, : way * shot], rows[:, way * shot :]
+    support_y = labels(tasks, way, shot, rows.device)
+    query_y = labels(tasks, way, examples // way - shot, rows.device)
+    return Rows(support, support_y, query, query_y, way)
+
+
+@lru_cache(maxsize=8)  # every meta-batch of a run has the same
+def labels(tasks: int, way: int, each: int, device: torch.device) -> Tensor:
+    """0 .. way - 1, each so often, in order, for so many tasks: [T, way · each]; not to be written
+    to."""
+    return torch.arange(way, device=device).repeat_interleave(each).repeat(tasks, 1)
 
 
 def gather(split: Examples, rows: Rows) -> Episodes:

@@ -1,7 +1,9 @@
 """One step of meta-training: the gradient of a meta-batch, and the optimiser's move."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,6 +39,11 @@ class Step:
     chunk: int | None = None
     share: float = 1.0
 
+    @cached_property
+    def autocast(self) -> AbstractContextManager:
+        """The context of the forward pass, made once: making it takes longer than entering it."""
+        return self.device.autocast()
+
     def __call__(self, batch: Any) -> Figures:
         """Take the step; the figures of the batch before it."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -54,7 +61,7 @@ class Step:
             chunk = self.chunk or self.suited(batch)
             if chunk < len(batch[0]):
                 return self.gradient_by_chunks(batch, chunk)
-        with self.device.autocast():
+        with self.autocast:
             loss, metrics = self.algorithm.loss(batch)
         loss.backward()
         return {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}}
@@ -86,7 +93,7 @@ class Step:
         total: Figures = {}
         for part in chunks(batch, size):
             share = len(part[0]) / len(batch[0])
-            with self.device.autocast():
+            with self.autocast:
                 loss, metrics = self.algorithm.loss(part)
             (share * loss).backward()  # frees what the chunk kept
             for name, value in {"loss": loss, **metrics}.items():

@@ -4,6 +4,7 @@ torch, Hydra and metarun are loaded where the clocks of the first step and of th
 """
 
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -95,6 +96,7 @@ class Clock:
         """Watch the calls of that function of `owner`."""
         function = getattr(owner, name)
 
+        @functools.wraps(function)
         def watched(*args: Any, **kwargs: Any) -> Any:
             self.move(1)
             try:
@@ -145,16 +147,13 @@ class Case:
 
         algorithm, optimizer = self.parts.training.algorithm, self.parts.training.optimizer
         calls = [(algorithm, "loss"), (algorithm, "predict"), (torch.autograd, "backward")]
-        calls.append((optimizer, "zero_grad"))
+        calls += [(optimizer, "zero_grad"), (optimizer, "step")]
         for owner, name in [*calls, (torch.cuda.CUDAGraph, "replay")]:
             self.clock.watch(owner, name)
-        hooks = [(optimizer.register_step_pre_hook, optimizer.register_step_post_hook)]
         if self.config.mode == "test":  # the network may be called from elsewhere than `predict`
-            networks = algorithm.children()
-            hooks += [(n.register_forward_pre_hook, n.register_forward_hook) for n in networks]
-        for before, after in hooks:
-            before(lambda *_: self.clock.move(1))
-            after(lambda *_: self.clock.move(-1))
+            for network in algorithm.children():
+                network.register_forward_pre_hook(lambda *_: self.clock.move(1))
+                network.register_forward_hook(lambda *_: self.clock.move(-1))
 
     def training(self) -> Iterator[int]:
         """Train on and on; yields the tasks of the first step, then of each line of the log."""

@@ -5,6 +5,7 @@ from metarun.episodes import gather, labelled
 
 SUPPORT = torch.tensor([[[5, 4], [0, 1]], [[2, 3], [7, 6]]])  # [T=2, way=2, shot=2]
 QUERY = torch.tensor([[[3, 2, 0], [6, 7, 1]], [[4, 0, 1], [5, 1, 7]]])  # [T=2, way=2, query=3]
+ROWS = torch.cat([SUPPORT.flatten(1), QUERY.flatten(1)], dim=1)
 
 
 def test_gather_equals_a_loop():
@@ -13,7 +14,7 @@ def test_gather_equals_a_loop():
     images = torch.randint(256, (8, 3, 2, 4), generator=generator).to(torch.uint8)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.75)
     split = stack_classes({"a": images[:4], "b": images[4:]}, mean=mean, std=std)
-    episodes = gather(split, labelled(torch.cat([SUPPORT, QUERY], dim=2), shot=2))
+    episodes = gather(split, labelled(ROWS, way=2, shot=2))
     for rows, x, y in (
         (SUPPORT, episodes.support_x, episodes.support_y),
         (QUERY, episodes.query_x, episodes.query_y),
@@ -36,7 +37,7 @@ def test_gather_equals_a_loop():
 def test_labels_and_order_worked_by_hand():
     """Each example is the number of its row."""
     split = stack_classes({"a": torch.arange(8.0)[:, None]})
-    episodes = gather(split, labelled(torch.cat([SUPPORT, QUERY], dim=2), shot=2))
+    episodes = gather(split, labelled(ROWS, way=2, shot=2))
     assert episodes.support_x[..., 0].tolist() == [[5, 4, 0, 1], [2, 3, 7, 6]]
     assert episodes.support_y.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1]]
     assert episodes.query_x[..., 0].tolist() == [[3, 2, 0, 6, 7, 1], [4, 0, 1, 5, 1, 7]]

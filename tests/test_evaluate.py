@@ -95,16 +95,16 @@ def test_other_episodes_have_another_sha256(changes):
 
 
 def test_sha256_tells_support_from_query():
-    rows = torch.arange(12).view(2, 3, 2)
+    rows = torch.arange(12).view(2, 6)
     first, swapped, reshaped = (
-        RowEpisodes(some_split(), labelled(r, shot=1)).sha256
-        for r in (rows, rows.flip(2), rows.reshape(1, 6, 2))
+        RowEpisodes(some_split(), labelled(r, way, shot=1)).sha256
+        for r, way in ((rows, 3), (rows.roll(3, dims=1), 3), (rows.view(1, 12), 6))
     )
     assert len({first, swapped, reshaped}) == 3
 
 
 def test_sha256_tells_labels():
-    rows = labelled(torch.arange(12).view(2, 3, 2), shot=1)
+    rows = labelled(torch.arange(12).view(2, 6), way=3, shot=1)
     other = rows._replace(query_y=rows.query_y.flip(1))
     assert RowEpisodes(some_split(), rows).sha256 != RowEpisodes(some_split(), other).sha256
 

@@ -38,13 +38,14 @@ class Uniform:
 
     def draw(self, split: Examples, generator: torch.Generator) -> Rows:
         """Where the examples of the next meta-batch are."""
-        return labelled(self.rows(split, generator), self.shot)
+        return labelled(self.rows(split, generator), self.way, self.shot)
 
     def rows(self, split: Examples, generator: torch.Generator) -> Tensor:
-        """Rows [T, way, shot + query] of the next meta-batch, each class's support first."""
+        """Rows [T, way · (shot + query)] of the next meta-batch: support, then query, each class by
+        class."""
         classes = self.classes(split, generator)
-        sizes = {"shot": self.shot, "query": self.query}
-        return torch.cat(draw_examples(split.first_row, classes, **sizes, generator=generator), 2)
+        rows = draw_examples(split.first_row, classes, self.shot + self.query, generator)
+        return torch.cat([part.flatten(1) for part in rows.tensor_split([self.shot], dim=2)], dim=1)
 
     def classes(self, split: Examples, generator: torch.Generator) -> Tensor:
         """The classes [T, way] of the next meta-batch."""
@@ -55,7 +56,7 @@ class Uniform:
 
     def batch(self, split: Examples, rows: Tensor) -> Episodes:
         """The meta-batch at these rows."""
-        return gather(split, labelled(rows, self.shot))
+        return gather(split, labelled(rows, self.way, self.shot))
 
 
 def draw_tasks(
@@ -67,7 +68,8 @@ def draw_tasks(
     query [T, way, query] rows; place k of `way` is the label.
     """
     classes = in_random_order(tasks, len(first_row) - 1, None, generator)[:, :way]
-    return draw_examples(first_row, classes, shot=shot, query=query, generator=generator)
+    rows = draw_examples(first_row, classes, shot + query, generator)
+    return rows[..., :shot], rows[..., shot:]
 
 
 def of_drawn_group(group: Tensor, way: int, tasks: int, generator: torch.Generator) -> Tensor:
@@ -91,12 +93,11 @@ def in_random_order(
 
 
 def draw_examples(
-    first_row: Tensor, classes: Tensor, *, shot: int, query: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Support [T, way, shot] and query [T, way, query] rows of `classes` [T, way], all distinct."""
+    first_row: Tensor, classes: Tensor, count: int, generator: torch.Generator
+) -> Tensor:
+    """Rows [T, way, count] of `classes` [T, way], all distinct."""
     size = first_row.diff()
-    rows = shuffled(first_row[classes], size[classes], int(size.max()), generator)
-    return rows[..., :shot], rows[..., shot : shot + query]
+    return shuffled(first_row[classes], size[classes], int(size.max()), generator)[..., :count]
 
 
 def shuffled(first_row: Tensor, size: Tensor, largest: int, generator: torch.Generator) -> Tensor:

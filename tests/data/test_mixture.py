@@ -72,7 +72,7 @@ def test_each_task_comes_from_one_source(kind):
     split, sampler = mixture(), kind(way=3, shot=1, query=2, tasks=2000)
     sampler.check(split)
     rows = sampler.rows(split, torch.Generator().manual_seed(0))
-    classes = torch.searchsorted(split.first_row, rows[..., 0].contiguous(), right=True) - 1
+    classes = torch.searchsorted(split.first_row, rows[:, :3].contiguous(), right=True) - 1
     sources = split.source[classes]
     assert (sources == sources[:, :1]).all()
     assert 900 < int(sources[:, 0].sum()) < 1100

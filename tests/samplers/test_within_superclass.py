@@ -30,7 +30,8 @@ def draw(seed, **sizes):
     sizes = {"tasks": 2, "way": 3, "shot": 1, "query": 2} | sizes
     of_seed = torch.Generator().manual_seed(seed)
     rows = WithinSuperclass(**sizes).rows(some_split(), of_seed)
-    return rows.tensor_split([sizes["shot"]], dim=2)
+    parts = rows.tensor_split([sizes["way"] * sizes["shot"]], dim=1)
+    return [part.unflatten(1, (sizes["way"], -1)) for part in parts]
 
 
 def some_split(superclasses=True):
