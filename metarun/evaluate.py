@@ -22,6 +22,7 @@ from metarun.seeds import stream
 
 DRAWN_AT_ONCE = 100  # changing it changes every test episode
 MOST_FEATURES = 2**31  # bytes of them that a test keeps
+FEATURES_AT_ONCE = 2**19  # numbers of them in the tasks answered at once, if more than asked for
 
 
 class FixedEpisodes(Protocol):
@@ -84,6 +85,12 @@ class RowEpisodes:
             stack_classes({"features": features}).to(features.device),
             self.rows._replace(support=place[:, :places], query=place[:, places:]),
         )
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the examples of a task consist of."""
+        places = self.rows.support.shape[1] + self.rows.query.shape[1]
+        return places * math.prod(self.split.input_shape)
 
     @property
     def disjoint(self) -> int:
@@ -202,7 +209,7 @@ def answers(
     was_training = algorithm.training
     algorithm.eval()
     batches = []
-    with device.autocast(), embedded_once(algorithm, episodes, tasks) as episodes:
+    with device.autocast(), embedded_once(algorithm, episodes, tasks) as (episodes, tasks):
         for start in range(0, len(episodes), tasks):
             batch = episodes.batch(slice(start, start + tasks))
             figures = (
@@ -217,8 +224,11 @@ def answers(
 
 
 @contextmanager
-def embedded_once(algorithm: Any, episodes: FixedEpisodes, tasks: int) -> Iterator[FixedEpisodes]:
-    """Within this block, the episodes to answer: of features, when the algorithm sees no more.
+def embedded_once(
+    algorithm: Any, episodes: FixedEpisodes, tasks: int
+) -> Iterator[tuple[FixedEpisodes, int]]:
+    """Within this block, the episodes to answer, and how many at once: of features, when the
+    algorithm sees no more.
 
     An example then goes through the backbone once, however many of the episodes it appears in.
     """
@@ -226,11 +236,11 @@ def embedded_once(algorithm: Any, episodes: FixedEpisodes, tasks: int) -> Iterat
     if features_suffice(algorithm) and isinstance(episodes, RowEpisodes):
         once = episodes.embedded(algorithm.backbone, tasks)
     if once is None:
-        yield episodes
+        yield episodes, tasks
         return
     backbone, algorithm.backbone = algorithm.backbone, nn.Identity()
     try:
-        yield once
+        yield once, max(tasks, FEATURES_AT_ONCE // once.numbers)
     finally:
         algorithm.backbone = backbone
 

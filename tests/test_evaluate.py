@@ -198,6 +198,19 @@ def test_features_that_take_too_much_memory_are_not_kept(monkeypatch):
     assert not features_suffice(LooksItself(algorithm.backbone))
 
 
+@pytest.mark.parametrize(("most", "batches"), [(10**6, 1), (9 * 5 * 20, 3), (1, 9)])
+def test_of_features_as_many_are_answered_at_once_as_the_caches_hold(monkeypatch, most, batches):
+    """Never fewer than are asked; a task here has nine examples, of five features each."""
+    torch.manual_seed(0)
+    algorithm, episodes = ProtoNet(MLP((4,), [6, 5], "running")), some_episodes(60)
+    asked, predict = [], algorithm.predict
+    wanted = answers(algorithm, episodes, tasks=7, device=CPU)["accuracy"]
+    monkeypatch.setattr("metarun.evaluate.FEATURES_AT_ONCE", most)
+    monkeypatch.setattr(algorithm, "predict", lambda e: asked.append(len(e[0])) or predict(e))
+    assert torch.equal(answers(algorithm, episodes, tasks=7, device=CPU)["accuracy"], wanted)
+    assert (sum(asked), len(asked)) == (60, batches)
+
+
 class LooksItself(ProtoNet):
     def predict(self, episodes):
         return super().predict(episodes._replace(query_x=2 * episodes.query_x))
