@@ -58,8 +58,8 @@ class Challenge(DataSet):
         """The runs, which are all that a test consists of; None for the other splits."""
         if split != "test":
             return None
-        rows = torch.arange(len(RUNS) * len(CLASSES) * 2)
-        return NamedTasks(tuple(RUNS), labelled(rows.view(len(RUNS), len(CLASSES), 2), shot=1))
+        rows = torch.arange(len(RUNS) * len(CLASSES) * 2).view(len(RUNS), len(CLASSES), 2)
+        return NamedTasks(tuple(RUNS), labelled(rows.mT.flatten(1), way=len(CLASSES), shot=1))
 
 
 def load(root: str | None, background: str, rotations: bool, mirrors: bool, size: int) -> Challenge:
