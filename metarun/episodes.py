@@ -1,7 +1,7 @@
 """The batches that flow from samplers to algorithms. The first dimension is always the task."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -128,7 +128,7 @@ def labelled(rows: Tensor, way: int, shot: int) -> Rows:
     return Rows(support, support_y, query, query_y, way)
 
 
-@lru_cache(maxsize=8)  # every meta-batch of a run has the same
+@cache  # every meta-batch of a run has the same, and a recorded step reads them where they were
 def labels(tasks: int, way: int, each: int, device: torch.device) -> Tensor:
     """0 .. way - 1, each so often, in order, for so many tasks: [T, way · each]; not to be written
     to."""

@@ -1,7 +1,7 @@
 import torch
 
 from metarun.data.split import stack_classes
-from metarun.episodes import gather, labelled
+from metarun.episodes import gather, labelled, labels
 
 SUPPORT = torch.tensor([[[5, 4], [0, 1]], [[2, 3], [7, 6]]])  # [T=2, way=2, shot=2]
 QUERY = torch.tensor([[[3, 2, 0], [6, 7, 1]], [[4, 0, 1], [5, 1, 7]]])  # [T=2, way=2, query=3]
@@ -43,3 +43,12 @@ def test_labels_and_order_worked_by_hand():
     assert episodes.query_x[..., 0].tolist() == [[3, 2, 0, 6, 7, 1], [4, 0, 1, 5, 1, 7]]
     assert episodes.query_y.tolist() == [[0, 0, 0, 1, 1, 1]] * 2
     assert episodes.query_y.dtype == torch.int64
+
+
+def test_labels_stay_where_they_were():
+    """A recorded step reads them there, whatever other tasks were drawn since."""
+    wanted = labels(2, 3, 4, torch.device("cpu"))
+    assert wanted.tolist() == 2 * [[0] * 4 + [1] * 4 + [2] * 4]
+    others = [labels(2, 3, each, torch.device("cpu")) for each in range(100, 300)]
+    assert len({other.data_ptr() for other in others}) == len(others)
+    assert labels(2, 3, 4, torch.device("cpu")).data_ptr() == wanted.data_ptr()
