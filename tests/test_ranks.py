@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -34,14 +33,28 @@ SHARED = {  # three tasks: one rank has two of them
 VARIABLE = Variable(5, 2, 0, 0, 3, 20, 8, 0.5, 2.0, "any", tasks=5)
 PATIENCE = 240  # seconds, on a machine that does much else
 
-# Runs one command line after another, each with a meeting place of its own.
+# Runs one command line after another, each with a meeting place of its own, which the first rank
+# chooses when it gets there: a port that is free now can be taken a minute later.
 RANK = """
-import json, os, sys
+import json, os, socket, sys, time
+from pathlib import Path
 from torch import distributed
 from metarun.cli.main import main
+
+def meeting_place(name):
+    told = Path(f"{name}.port")
+    if os.environ["RANK"] == "0":
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        told.with_suffix(".new").write_text(port)
+        told.with_suffix(".new").rename(told)
+    while not told.exists():
+        time.sleep(0.01)
+    return told.read_text()
+
 codes = {}
-for name, port, arguments in json.loads(sys.argv[1]):
-    os.environ["MASTER_PORT"] = str(port)
+for name, arguments in json.loads(sys.argv[1]).items():
+    os.environ["MASTER_PORT"] = meeting_place(name)
     sys.argv = ["metarun", *arguments]
     try:
         main()
@@ -53,26 +66,14 @@ with open(f"codes{os.environ['RANK']}.json", "w") as file:
 """
 
 
-def free_ports(count):
-    """Ports that nobody listens at."""
-    listening = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in listening]
-    for each in listening:
-        each.close()
-    return ports
-
-
 def in_two_ranks(folder, lines):
     """Exit codes other than 0 of each of the command lines, and what was said, by rank."""
-    jobs = [
-        (name, port, lines[name]) for name, port in zip(lines, free_ports(len(lines)), strict=True)
-    ]
     processes = []
     for rank in range(2):
         meeting = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
         environment = {key: str(value) for key, value in meeting.items()}
         environment["PICTURES"] = os.environ["PICTURES"] if rank == 0 else "nowhere"
-        command = [sys.executable, "-c", RANK, json.dumps(jobs)]
+        command = [sys.executable, "-c", RANK, json.dumps(lines)]
         processes.append(
             subprocess.Popen(
                 command,
@@ -82,12 +83,14 @@ def in_two_ranks(folder, lines):
                 stderr=subprocess.PIPE,
             )
         )
+    said = []
     try:
-        said = [process.communicate(timeout=PATIENCE)[1] for process in processes]
+        for process in processes:
+            said.append(process.communicate(timeout=PATIENCE)[1])
+            assert process.returncode == 0, said
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], said
     return [json.loads((folder / f"codes{rank}.json").read_text()) for rank in range(2)], said
 
 
