@@ -240,7 +240,8 @@ def embedded_once(
         return
     backbone, algorithm.backbone = algorithm.backbone, nn.Identity()
     try:
-        yield once, max(tasks, FEATURES_AT_ONCE // once.numbers)
+        of_one_size = once.rows.ways is None
+        yield once, max(tasks, FEATURES_AT_ONCE // once.numbers) if of_one_size else tasks
     finally:
         algorithm.backbone = backbone
 

@@ -3,8 +3,9 @@
     python scripts/per_task_convolutions.py                on the GPU if there is one
     python scripts/per_task_convolutions.py maml-mini --precision tf32 --json ways.json
 
-These are the convolutions of MAML's inner loops, layer by layer, in the shapes of bench.py's cases:
-tasks × images of a task × pixels, and channels → filters. Each way computes the maps of all tasks
+These are the convolutions of adapted networks, layer by layer, in the shapes of bench.py's cases
+and for a whole meta-batch, as a GPU takes it (a CPU takes big tasks a few at a time): tasks ×
+images of a task × pixels, and channels → filters. Each way computes the maps of all tasks
 and their gradients by images and by weights. Printed are its milliseconds, the median of rounds in
 which the ways take turns, and the useful GFLOP/s of the fastest.
 
@@ -31,6 +32,7 @@ from torch.utils.benchmark import Timer
 
 from metarun.backbones.convolution import Conv2d
 from metarun.device import Device, choose
+from metarun.errors import UserError
 
 STREAMS = 8
 Way = Callable[[Tensor, Tensor], Tensor]
@@ -69,9 +71,14 @@ CASES = {
 
 def metarun(x: Tensor, weight: Tensor) -> Tensor:
     """Maps [T, N, F, H, W] of images [T, N, C, H, W] by weights [T, F, C, 3, 3], as all ways."""
-    filters, channels, *_ = weight.shape[1:]
-    layer = Conv2d(channels, filters, 3, padding=1, bias=False, device=x.device)
+    layer = without_weights(*weight.shape[1:3])
     return torch.vmap(lambda x, weight: functional_call(layer, {"weight": weight}, x))(x, weight)
+
+
+@cache
+def without_weights(filters: int, channels: int) -> Conv2d:
+    """The layer, whose weights are given in each call."""
+    return Conv2d(channels, filters, 3, padding=1, bias=False, device="meta")
 
 
 def grouped(x: Tensor, weight: Tensor) -> Tensor:
@@ -113,10 +120,9 @@ def streams() -> list[torch.cuda.Stream]:
 WAYS = (metarun, grouped, im2col, apart)
 
 
-def maps_and_gradients(way: Way, x: Tensor, weight: Tensor, device: Device) -> list[Tensor]:
+def maps_and_gradients(way: Way, x: Tensor, weight: Tensor) -> list[Tensor]:
     """The maps, and the gradients of half the sum of their squares by images and by weights."""
-    with device.autocast():
-        maps = way(x, weight)
+    maps = way(x, weight)
     return [maps, *torch.autograd.grad(maps, (x, weight), maps.detach())]
 
 
@@ -129,8 +135,8 @@ def measure(layer: Layer, device: Device, rounds: int, seconds: float) -> dict[s
     x, weight = (t.to(device.torch_device).requires_grad_() for t in (x, weight))
     timers = {
         way.__name__: Timer(
-            "maps_and_gradients(way, x, weight, device)",
-            globals={**globals(), "way": way, "x": x, "weight": weight, "device": device},
+            "maps_and_gradients(way, x, weight)",
+            globals={**globals(), "way": way, "x": x, "weight": weight},
             num_threads=torch.get_num_threads(),
         )
         for way in WAYS
@@ -157,7 +163,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := [case for case in arguments.cases if case not in CASES]:
         parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
-    device = choose(arguments.device, arguments.precision, deterministic=False)
+    if arguments.rounds < 1 or arguments.seconds <= 0:
+        parser.error("--rounds: give at least 1, and --seconds more than 0")
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        parser.error(f"--json {arguments.json}: there is no such folder")
+    try:
+        device = choose(arguments.device, arguments.precision, deterministic=False)
+    except UserError as error:
+        parser.error(str(error))
 
     print(f"torch {torch.__version__} on {device}; milliseconds\n")
     names = [way.__name__ for way in WAYS]

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 import torch
 
@@ -64,6 +66,19 @@ def test_drawn_by_a_thread(sampler):
         (rows, states), (its_rows, its_states) = next(here), by_thread
         assert torch.equal(rows, its_rows), block
         assert all(torch.equal(a, b) for a, b in zip(states, its_states, strict=True))
+
+
+def test_the_thread_is_another():
+    seen = []
+
+    class Watched(Uniform):
+        def rows(self, split, generator):
+            seen.append(threading.get_ident())
+            return super().rows(split, generator)
+
+    next(one_ahead(blocks(Watched(2, 1, 2, tasks=3), some_split(), generator(3), steps=4)))
+    assert len(set(seen)) == 1
+    assert threading.get_ident() not in seen
 
 
 def test_what_goes_wrong_in_the_thread_is_told():

@@ -10,14 +10,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from metarun.device import Device
-
 SCRIPT = Path(__file__).parents[2] / "scripts" / "per_task_convolutions.py"
 spec = importlib.util.spec_from_file_location("per_task_convolutions", SCRIPT)
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
-
-CPU = Device(torch.device("cpu"), "fp32")
 
 
 @pytest.mark.parametrize("way", script.WAYS, ids=lambda way: way.__name__)
@@ -30,9 +26,13 @@ def test_maps_and_gradients(way, channels):
     expected = torch.stack([F.conv2d(x[t], weight[t], padding=1) for t in range(3)])
     gradients = torch.autograd.grad((expected**2).sum() / 2, (x, weight))
     single = [t.detach().float().requires_grad_() for t in (x, weight)]
-    found = script.maps_and_gradients(way, *single, CPU)
+    found = script.maps_and_gradients(way, *single)
     for mine, its in zip(found, (expected, *gradients), strict=True):
         torch.testing.assert_close(mine.double(), its, rtol=1e-4, atol=1e-3)
+
+
+def test_maps_and_gradients_by_the_kernels(kernels):
+    test_maps_and_gradients(script.metarun, 16)
 
 
 def test_operations_are_counted():
@@ -61,7 +61,17 @@ def test_the_table(tmp_path, monkeypatch, capsys):
         assert row.split()[-5:-1] == [f"{1000 * each:.2f}" for each in seconds]
 
 
-def test_an_unknown_case_is_refused():
-    done = subprocess.run([sys.executable, SCRIPT, "maml"], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("maml", "no such case: maml; there are maml-omni, maml-omni-q1, maml-mini"),
+        ("--device cpu --precision tf32", "tf32"),
+        ("--rounds 0", "--rounds: give at least 1"),
+        ("--json nowhere/ways.json", "--json nowhere/ways.json: there is no such folder"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_measured(typed, said):
+    done = subprocess.run([sys.executable, SCRIPT, *typed.split()], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "no such case: maml; there are maml-omni, maml-omni-q1, maml-mini" in done.stderr
+    assert done.stdout == ""
+    assert said in done.stderr.splitlines()[-1]
