@@ -10,16 +10,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from metarun import checkpoint, runfolder
 from metarun.backbones.batch_norm import BatchNorm
-from metarun.composing import plain, spelled
+from metarun.configs.composing import plain, spelled
 from metarun.data import features
 from metarun.data.split import Split
 from metarun.data.store import SPLITS, DataSet, file_sha256
 from metarun.device import Device, choose
 from metarun.errors import UserError
 from metarun.experiment import build, is_done, kept, refuse_foreign_targets
-from metarun.provenance import provenance
+from metarun.runs import checkpoint
+from metarun.runs import folder as runfolder
+from metarun.runs.provenance import provenance
 from metarun.seeds import stream_seed
 from metarun.signals import StopSignals
 from metarun.tracking.console import Console

@@ -19,18 +19,26 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from metarun import checkpoint, ranks, report, runfolder
+from metarun import ranks
 from metarun.augment.sequence import Augment
-from metarun.composing import plain
-from metarun.confidence import mean_and_ci95, mean_of_means
-from metarun.config import UNSEEN, is_allowed, targets
+from metarun.configs.composing import plain
+from metarun.configs.differences import differences
+from metarun.configs.rules import UNSEEN, is_allowed, targets
 from metarun.data import store
 from metarun.data.mixture import Mixture
 from metarun.device import Device, choose
-from metarun.differences import differences
 from metarun.episodes import PADDING, Episodes, NamedTasks
 from metarun.errors import Interrupted, UserError
-from metarun.evaluate import (
+from metarun.interfaces import Algorithm, Data, Sampler, TestSampler
+from metarun.runs import checkpoint, report
+from metarun.runs import folder as runfolder
+from metarun.runs.provenance import provenance
+from metarun.samplers.functions import Functions
+from metarun.seeds import stream, stream_seed
+from metarun.signals import StopSignals
+from metarun.tables.shared_training import shared_training
+from metarun.testing.confidence import mean_and_ci95, mean_of_means
+from metarun.testing.evaluate import (
     FixedEpisodes,
     RowEpisodes,
     answers,
@@ -38,19 +46,13 @@ from metarun.evaluate import (
     fixed_episodes,
     fixed_functions,
 )
-from metarun.interfaces import Algorithm, Data, Sampler, TestSampler
-from metarun.provenance import provenance
-from metarun.samplers.functions import Functions
-from metarun.seeds import stream, stream_seed
-from metarun.signals import StopSignals
-from metarun.step import refuse_chunks, refuse_ranks
-from metarun.tables.shared_training import shared_training
 from metarun.tracking import jsonlines, pictures
 from metarun.tracking.console import Console
 from metarun.tracking.jsonlines import Record
 from metarun.tracking.trackers import Trackers
 from metarun.tracking.weights_and_biases import WeightsAndBiases
-from metarun.train import Plan, Progress, Training, fit
+from metarun.training.loop import Plan, Progress, Training, fit
+from metarun.training.step import refuse_chunks, refuse_ranks
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # one kernel for a whole step
 

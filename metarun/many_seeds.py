@@ -19,18 +19,20 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import experiment, report, runfolder
-from metarun.composing import plain
+from metarun import experiment
+from metarun.configs.composing import plain
 from metarun.errors import Interrupted, UserError
 from metarun.experiment import Parts
+from metarun.runs import folder as runfolder
+from metarun.runs import report
 from metarun.signals import StopSignals
-from metarun.stacked import Stacked, meta_batches
 from metarun.tables.statistics import over_seeds
 from metarun.tracking import jsonlines
 from metarun.tracking.console import Console, aligned, shown
 from metarun.tracking.jsonlines import JsonLines, Record
 from metarun.tracking.trackers import Trackers
-from metarun.train import Course, Plan
+from metarun.training.loop import Course, Plan
+from metarun.training.stacked import Stacked, meta_batches
 
 
 @dataclass

@@ -6,10 +6,10 @@
     python scripts/bench.py maml-omni --ranks 2    each meta-batch shared by two processes
 
 A case is a command line of metarun on made-up images: its parts are built as for any run and work
-in `metarun.train.fit`, or in the test's `metarun.evaluate.answers`. Each is a process of its own;
-they take turns, in an order that turns by one each round, so that a slow minute of the machine
-falls on all of them. After a turn a process gives back what memory it can, and a step or two that
-are not timed begin the next; still, each keeps about half a gigabyte.
+in `metarun.training.loop.fit`, or in the test's `metarun.testing.answers.answers`. Each is a
+process of its own; they take turns, in an order that turns by one each round, so that a slow minute
+of the machine falls on all of them. After a turn a process gives back what memory it can, and a
+step or two that are not timed begin the next; still, each keeps about half a gigabyte.
 
 With --ranks a case is as many processes, as torchrun starts them, and what is told of its memory
 and of its time outside is the first one's.
@@ -67,7 +67,9 @@ class Worker:
     """A worker's process, and what it answered."""
 
     def __init__(self, name: str, tree: Path):
-        command = [sys.executable, __file__, *sys.argv[1:], "--worker", name, "--tree", str(tree)]
+        # A revision is measured by its own worker, which knows where its modules are.
+        worker = str(tree / "scripts" / "bench.py")
+        command = [sys.executable, worker, *sys.argv[1:], "--worker", name, "--tree", str(tree)]
         pipe, self.errors = subprocess.PIPE, tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True

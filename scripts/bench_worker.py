@@ -171,7 +171,7 @@ class Case:
     def fit(self, steps: int, log_every: int) -> Iterator[int]:
         """Train up to that step; yields the tasks of each line of the log."""
         from metarun import ranks
-        from metarun.train import Plan, fit
+        from metarun.training.loop import Plan, fit
 
         parts, progress = self.parts, self.parts.training.progress
         rhythm = {"steps": steps, "val_every": FOREVER, "log_every": log_every}
@@ -244,7 +244,7 @@ class Ceiling:
         import torch
 
         from metarun.device import choose
-        from metarun.provenance import processor
+        from metarun.runs.provenance import processor
 
         device = choose(**configs[0].device)
         self.layers = {label(*layer): layer for config in configs for layer in passes(config)}

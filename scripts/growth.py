@@ -6,9 +6,9 @@
     python scripts/growth.py --quick                           a look at everything, on a small net
 
 One factor at a time is varied around a base case, and every case trains for some steps through
-`metarun.train.fit`, on made-up images, in a process of its own. Printed are the median time of a
-step and the peak memory beyond that of the loaded program, with the exponent of their growth: the
-slope of log cost against log factor over the upper half of the values, 1 where cost is linear.
+`metarun.training.loop.fit`, on made-up images, in a process of its own. Printed are the median time
+of a step and the peak memory beyond that of the loaded program, with the exponent of their growth:
+the slope of log cost against log factor over the upper half of the values, 1 where cost is linear.
 Images are counted in pixels. `--json FILE` keeps the figures beside those of other curves that FILE
 has, and growth.png is drawn next to it: the curves, and straight lines through their ends.
 """
@@ -30,7 +30,7 @@ from metarun.backbones.conv4 import Conv4
 from metarun.data.split import Split, stack_classes
 from metarun.device import choose
 from metarun.samplers.uniform import Uniform
-from metarun.train import Plan, Progress, Training, fit
+from metarun.training.loop import Plan, Progress, Training, fit
 
 STEPS = 5  # the first of them is not timed
 WIDTH = 64  # of conv4

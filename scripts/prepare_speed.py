@@ -134,7 +134,7 @@ def prepare(root: str) -> dict[str, float]:
 
 def reopen(root: str) -> dict[str, float]:
     """Seconds that a run takes to find the source and to open the prepared data."""
-    from metarun.data import miniimagenet
+    from metarun.data.images import miniimagenet
 
     began = time.perf_counter()
     miniimagenet.load(root, SIZE)
@@ -145,9 +145,9 @@ def train(seconds: str, *overrides: str) -> dict[str, float]:
     """Episodes a second, by where the training split's examples are."""
     from hydra import compose, initialize_config_dir
 
-    from metarun.config import conf_folder
+    from metarun.configs.rules import conf_folder
     from metarun.experiment import build_parts
-    from metarun.train import Plan, steps
+    from metarun.training.loop import Plan, steps
 
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         config = compose("config", list(overrides))
@@ -178,7 +178,7 @@ def wait(taken: Iterator[dict[str, Any]], count: int) -> None:
 
 def make(layout: str, folder: str, pictures: str) -> dict[str, float]:
     """Make the set in one of its layouts, in folder/layout."""
-    from metarun.data.miniimagenet import CLASSES, numbers
+    from metarun.data.images.miniimagenet import CLASSES, numbers
 
     began, root = time.perf_counter(), Path(folder) / layout
     part = root.with_name(f"{layout}.part")

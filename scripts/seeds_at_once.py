@@ -76,9 +76,9 @@ def trainings(overrides: list[str], seeds: int) -> tuple[Callable[[], None], Cal
     from hydra import compose, initialize_config_dir
 
     from metarun import experiment, many_seeds
-    from metarun.config import conf_folder
-    from metarun.stacked import meta_batches
-    from metarun.train import Plan, steps
+    from metarun.configs.rules import conf_folder
+    from metarun.training.loop import Plan, steps
+    from metarun.training.stacked import meta_batches
 
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         config = compose("config", [*overrides, f"seeds={seeds}"])

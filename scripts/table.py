@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from metarun import runfolder
 from metarun.errors import UserError
+from metarun.runs import folder as runfolder
 from metarun.tables import methods, render
 
 

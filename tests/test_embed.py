@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from metarun.backbones.conv4 import Conv4
-from metarun.data import image_folder
 from metarun.data.features import load
+from metarun.data.images import image_folder
 from tests.conftest import QUICK
 
 BEST = "checkpoint=outputs/a/checkpoints/best.pt"

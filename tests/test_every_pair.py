@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from metarun import experiment
-from metarun.config import conf_folder
-from metarun.data import miniimagenet, tieredimagenet
-from metarun.train import Plan, steps
+from metarun.configs.rules import conf_folder
+from metarun.data.images import miniimagenet, tieredimagenet
+from metarun.training.loop import Plan, steps
 from tests.data import layouts
-from tests.data.test_omniglot import SMALL, write_archive
-from tests.data.test_omniglot_challenge import runs
+from tests.data.images.test_omniglot import SMALL, write_archive
+from tests.data.images.test_omniglot_challenge import runs
 
 ALGORITHMS = sorted(path.stem for path in (conf_folder() / "algo").glob("*.yaml"))
 NOT_FOR_TRAINING = {"gtsrb"}  # all of its classes are for testing

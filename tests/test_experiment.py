@@ -14,9 +14,10 @@ import time
 import pytest
 import torch
 
-from metarun import experiment, runfolder
+from metarun import experiment
 from metarun.data.store import DataSet
 from metarun.kernels import library
+from metarun.runs import folder as runfolder
 from tests.conftest import QUICK
 
 

@@ -9,12 +9,12 @@ from metarun.backbones.conv4 import Conv4
 from metarun.data import split as split_module
 from metarun.data.split import stack_classes
 from metarun.device import choose
-from metarun.evaluate import answers, fixed_episodes
 from metarun.samplers.ahead import rows_ahead
 from metarun.samplers.uniform import Uniform
 from metarun.seeds import stream
-from metarun.stacked import Stacked, meta_batches
-from metarun.train import Plan, Progress, Training, fit, steps
+from metarun.testing.evaluate import answers, fixed_episodes
+from metarun.training.loop import Plan, Progress, Training, fit, steps
+from metarun.training.stacked import Stacked, meta_batches
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from metarun import experiment, many_seeds, runfolder, train
+from metarun import experiment, many_seeds
 from metarun.errors import UserError
+from metarun.runs import folder as runfolder
 from metarun.signals import StopSignals
-from metarun.stacked import Stacked
 from metarun.tracking import jsonlines
+from metarun.training import loop as train
+from metarun.training.stacked import Stacked
 from tests.conftest import QUICK
 from tests.test_experiment import took_longer
 

@@ -16,10 +16,10 @@ import torch
 from metarun import ranks
 from metarun.data.split import stack_classes
 from metarun.errors import UserError
-from metarun.samplers.share import own_share
 from metarun.samplers.uniform import Uniform
 from metarun.samplers.variable import Variable
 from metarun.seeds import stream
+from metarun.training.share import own_share
 from tests.algos.tasks import normal
 from tests.conftest import QUICK
 

@@ -12,11 +12,11 @@ from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from metarun import config as schema
 from metarun.cli import launchers
 from metarun.cli.complaints import missing_group, unknown_key
-from metarun.composing import composed, plain
-from metarun.config import conf_folder
+from metarun.configs import rules as schema
+from metarun.configs.composing import composed, plain
+from metarun.configs.rules import conf_folder
 from metarun.errors import UserError
 
 BUILT = ("data", "augment", "sampler", "backbone", "algo", "optim", "schedule")  # with a _target_

@@ -12,11 +12,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import metarun
-from metarun import config as schema
 from metarun import ranks
 from metarun.cli.complaints import missing_choice_of
 from metarun.cli.help import choice_files
-from metarun.config import conf_folder, conf_folders
+from metarun.configs import rules as schema
+from metarun.configs.rules import conf_folder, conf_folders
 from metarun.errors import UserError
 from metarun.tables.asked import Asked, asked
 

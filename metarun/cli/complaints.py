@@ -7,10 +7,10 @@ from typing import Any
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 
-from metarun import config as schema
 from metarun.cli.help import choice_files
-from metarun.composing import composed, spelled
-from metarun.config import conf_folder, conf_folders
+from metarun.configs import rules as schema
+from metarun.configs.composing import composed, spelled
+from metarun.configs.rules import conf_folder, conf_folders
 
 UNKNOWN = re.compile(r"Could not override '([^']+)'")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from metarun import config as schema
+from metarun.configs import rules as schema
 from metarun.errors import UserError
 
 # What could make a job run something: no file may set it.

@@ -22,18 +22,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from metarun import config as schema
-from metarun import ranks, rerun, runfolder
+from metarun import ranks
 from metarun.cli import launchers
 from metarun.cli.check import BUILT, check
 from metarun.cli.command_line import choices_of, parsed_arguments
 from metarun.cli.complaints import missing_choice, one_line, unreadable
 from metarun.cli.help import help_text
 from metarun.cli.sweep import run_sweep
-from metarun.composing import plain, spelled
-from metarun.config import conf_folder, conf_folders
+from metarun.configs import rules as schema
+from metarun.configs.composing import plain, spelled
+from metarun.configs.rules import conf_folder, conf_folders
 from metarun.errors import DataChanged, Interrupted, InUse, UserError
-from metarun.folders import none_left_empty
+from metarun.runs import folder as runfolder
+from metarun.runs import rerun
+from metarun.runs.empty_folders import none_left_empty
 from metarun.signals import StopSignals
 from metarun.tables import cells
 

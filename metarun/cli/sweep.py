@@ -12,9 +12,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from metarun import config as schema
-from metarun.composing import composed, plain, spelled
-from metarun.config import conf_folder
+from metarun.configs import rules as schema
+from metarun.configs.composing import composed, plain, spelled
+from metarun.configs.rules import conf_folder
 from metarun.errors import Interrupted, UserError
 from metarun.tables import cells
 from metarun.tables.asked import Asked, experiments_of, folder_of, record

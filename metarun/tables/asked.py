@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from metarun import runfolder
-from metarun.config import UNSEEN, nearest, shown
-from metarun.differences import differences
+from metarun.configs.differences import differences
+from metarun.configs.rules import UNSEEN, nearest, shown
 from metarun.errors import UserError
+from metarun.runs import folder as runfolder
 from metarun.tables.cells import run_name
 
 # What changes how a run computes, and not what: no departure from a paper's conditions.

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 import metarun
-from metarun import runfolder
-from metarun.config import flat
+from metarun.configs.rules import flat
 from metarun.errors import UserError
+from metarun.runs import folder as runfolder
 
 # What the name of a run's folder does not tell in a sweep, which may compare even incidental keys.
 UNNAMED = ["name", "resume", "plugins", "tracker"]

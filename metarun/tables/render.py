@@ -8,8 +8,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from metarun import runfolder
-from metarun.config import nearest
+from metarun.configs.rules import nearest
+from metarun.runs import folder as runfolder
 from metarun.tables import statistics
 from metarun.tables.cells import Run, read
 from metarun.tables.figures import Figure, figure, pairs

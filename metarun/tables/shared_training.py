@@ -5,9 +5,9 @@ from secrets import token_hex
 from typing import Any, NamedTuple
 
 import metarun
-from metarun import checkpoint
-from metarun.differences import differences
+from metarun.configs.differences import differences
 from metarun.errors import UserError
+from metarun.runs import checkpoint
 from metarun.tables.cells import UNNAMED, Run, below
 
 # Keys that decide the test alone; the shorthands way, shot and query decide nothing themselves.

@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from metarun.confidence import Z95
+from metarun.testing.confidence import Z95
 
 
 def student(freedom: float) -> float:

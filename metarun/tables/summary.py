@@ -5,8 +5,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from metarun import runfolder
-from metarun.config import flat, shown
+from metarun.configs.rules import flat, shown
+from metarun.runs import folder as runfolder
 from metarun.tables.cells import UNNAMED, Run, below
 from metarun.tables.figures import Figure, figure, pairs
 from metarun.tables.render import rank, signed, table_line

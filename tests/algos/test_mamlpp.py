@@ -6,7 +6,7 @@ import torch
 
 from metarun.backbones.mlp import MLP
 from metarun.errors import UserError
-from metarun.report import batch_norm
+from metarun.runs.report import batch_norm
 from tests.algos import tasks
 
 K = 3  # inner steps

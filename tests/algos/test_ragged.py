@@ -10,7 +10,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from metarun.config import conf_folder
+from metarun.configs.rules import conf_folder
 from metarun.episodes import PADDING, Episodes
 from metarun.errors import UserError
 from tests.algos.tasks import generic, normal

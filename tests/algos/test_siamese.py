@@ -10,9 +10,9 @@ from metarun.backbones.mlp import MLP
 from metarun.data.split import stack_classes
 from metarun.episodes import Episodes
 from metarun.errors import UserError
-from metarun.evaluate import fixed_episodes
 from metarun.samplers.pairs import Pairs, PairSampler
 from metarun.samplers.uniform import Uniform
+from metarun.testing.evaluate import fixed_episodes
 
 
 class AsItIs(nn.Module):

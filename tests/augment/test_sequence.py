@@ -11,7 +11,7 @@ from metarun.augment.crop import resized_crop
 from metarun.augment.flip import Flip
 from metarun.augment.jitter import jittered
 from metarun.augment.sequence import Sequence
-from metarun.config import conf_folder
+from metarun.configs.rules import conf_folder
 from metarun.data.split import normalised, stack_classes
 from metarun.data.store import DataSet
 from tests.test_experiment import same, weights

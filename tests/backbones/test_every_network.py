@@ -15,7 +15,7 @@ from metarun.backbones.resnet import ResNet
 from metarun.backbones.resnet12 import ResNet12
 from metarun.backbones.vit import ViT
 from metarun.backbones.wrn import WRN
-from metarun.config import conf_folder
+from metarun.configs.rules import conf_folder
 from metarun.errors import UserError
 
 SHAPE = (2, 16, 16)

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 import metarun
 from metarun.cli.help import described, help_text, title
-from metarun.config import flat
+from metarun.configs.rules import flat
 
 CHECKOUT = Path(metarun.__file__).parents[1] / "conf"
 CONF = CHECKOUT if CHECKOUT.is_dir() else Path(metarun.__file__).parent / "conf"

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from metarun.cli import launchers
 from metarun.cli.check import check
-from metarun.config import conf_folder
+from metarun.configs.rules import conf_folder
 from metarun.errors import UserError
 from tests.test_experiment import arguments, wait_for_checkpoint
 

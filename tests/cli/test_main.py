@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from metarun import __version__
 from metarun.cli.check import check
 from metarun.cli.main import go_on, objective
-from metarun.config import conf_folder
+from metarun.configs.rules import conf_folder
 from metarun.tables import cells
 from metarun.tracking.weights_and_biases import flat
 from tests.conftest import QUICK

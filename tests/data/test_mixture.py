@@ -10,10 +10,10 @@ from metarun.data.split import stack_classes
 from metarun.data.store import DataSet, prepare
 from metarun.episodes import gather
 from metarun.errors import UserError
-from metarun.evaluate import fixed_episodes
 from metarun.samplers.pairs import PairSampler
 from metarun.samplers.uniform import Uniform
 from metarun.samplers.within_superclass import WithinSuperclass
+from metarun.testing.evaluate import fixed_episodes
 
 
 def images(seed, classes, channels, size=4):

@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from metarun.data import aircraft, cifar, cub, dtd, gtsrb, vgg_flower
 from metarun.data.class_lists import read_list
+from metarun.data.images import aircraft, cifar, cub, dtd, gtsrb, vgg_flower
 from metarun.data.store import SPLITS
 from metarun.errors import UserError
 from tests.data import layouts

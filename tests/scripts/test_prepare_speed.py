@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metarun.data import miniimagenet
+from metarun.data.images import miniimagenet
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import prepare_speed as script

@@ -3,7 +3,7 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from metarun import runfolder
+from metarun.runs import folder as runfolder
 from metarun.tables.asked import Asked, record
 
 

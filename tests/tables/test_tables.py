@@ -6,7 +6,7 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from metarun.config import conf_folder
+from metarun.configs.rules import conf_folder
 
 CONF = conf_folder()
 TABLES = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in CONF.glob("table/*")}

@@ -1,0 +1,169 @@
+"""Saving what a run needs to go on, and reading it back without executing anything."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from metarun.configs.differences import differences
+from metarun.errors import DataChanged, UserError
+from metarun.interfaces import Algorithm
+from metarun.training.loop import Progress, Training
+
+FORMAT = 3
+
+# What may differ between an interrupted run and the one that goes on with it.
+INCIDENTAL = [
+    *("name", "resume", "seeds", "checkpoint", "mode", "plugins", "tracker"),
+    *("data.root", "data.file"),
+    *("device.name", "device.deterministic", "device.compile", "device.graph"),
+    *("sampler.chunk", "algo.checkpoint_steps"),
+    *("train.steps", "train.log_every", "train.patience"),
+    *("eval.episodes", "eval.tasks", "eval.sampler.tasks"),
+]
+
+# How an optimiser computes, not what: its device's own choice, whoever saved its state.
+HOW = ("foreach", "fused", "capturable")
+
+# What a test may change of the model that was trained.
+AT_TEST = [
+    *("algo.inner_lr", "algo.test_steps", "algo.test_batch", "algo.transductive"),
+    *("algo.measured_steps", "algo.running_statistics", "algo.checkpoint_steps"),
+]
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` (tensors, numbers, text and containers of them) to `path`, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        torch.save({"format": FORMAT, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load(path: Path, instead: str = "give RUN_FOLDER/checkpoints/best.pt") -> dict[str, Any]:
+    """The content of the checkpoint at `path`, on the CPU.
+
+    Raises UserError if it is not one, with what to do `instead`.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint {path}: there is no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # what torch raises for a file of another kind depends on its bytes
+        content = None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(
+            f"checkpoint {path}: damaged, or not a checkpoint of this metarun; {instead}"
+        )
+    return content
+
+
+def state(training: Training, config: dict[str, Any], data_checksum: str) -> dict[str, Any]:
+    """All that decides how training goes on from here."""
+    return {
+        "algorithm": training.algorithm.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "schedule": training.schedule.state_dict(),
+        "sampler": training.generator.get_state(),
+        "noise": torch.get_rng_state(),
+        "cuda_noise": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "progress": asdict(training.progress),
+        "config": config,
+        "data_checksum": data_checksum,
+    }
+
+
+def refuse_another_run(content: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise UserError when the run asked for is not the one whose state `content` is."""
+    changed = differences(config, content["config"], except_for=INCIDENTAL)
+    if changed:
+        raise UserError(
+            f"resume=auto: this run was started with {' '.join(changed)}: say the same, "
+            "or choose another name="
+        )
+    done, steps = content["progress"]["step"], config["train"]["steps"]
+    if steps < done:
+        raise UserError(
+            f"resume=auto: this run has done {done} steps, and train.steps={steps}: "
+            f"give {done} or more, or choose another name="
+        )
+
+
+def refuse_another_model(
+    content: dict[str, Any],
+    config: dict[str, Any],
+    groups: Sequence[str] = ("algo", "backbone"),
+) -> None:
+    """Raise UserError when `content` is of another algorithm or backbone than the config's, or of
+    others of its `groups`."""
+    others = [key for key in config | content["config"] if key not in groups]
+    changed = differences(config, content["config"], except_for=[*AT_TEST, *others])
+    if changed:
+        raise UserError(f"the checkpoint was trained with {' '.join(changed)}: say the same")
+
+
+def refuse_changed_data(then: str, now: str) -> None:
+    """Raise DataChanged unless the two checksums of the data are one."""
+    if then != now:
+        raise DataChanged(
+            "resume=auto: the data has changed since this run was started: choose another name=, "
+            "or of a table another hydra.sweep.dir="
+        )
+
+
+def restore(training: Training, content: dict[str, Any], data_checksum: str) -> None:
+    """Put `training` back where `content`, a saved state, left it.
+
+    Raises DataChanged when the data is not what it was.
+    """
+    refuse_changed_data(content["data_checksum"], data_checksum)
+    training.algorithm.load_state_dict(content["algorithm"])
+    training.optimizer.load_state_dict(on_this_device(content["optimizer"], training.optimizer))
+    training.schedule.load_state_dict(content["schedule"])
+    training.generator.set_state(content["sampler"])
+    torch.set_rng_state(content["noise"])
+    if content["cuda_noise"] and torch.cuda.device_count() == len(content["cuda_noise"]):
+        torch.cuda.set_rng_state_all(content["cuda_noise"])
+    training.progress = Progress(**content["progress"])
+
+
+def on_this_device(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """The saved state of an optimiser, to be gone on with in the way in which this one computes."""
+    groups = [
+        saved | {key: own[key] for key in HOW if key in own}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    laid_out = {
+        number: {key: like(own, value) for key, value in values.items()}
+        for number, own in enumerate(p for group in optimizer.param_groups for p in group["params"])
+        if (values := state["state"].get(number)) is not None
+    }
+    return {**state, "state": laid_out, "param_groups": groups}
+
+
+def like(parameter: Tensor, value: Any) -> Any:
+    """The value laid out in memory as the parameter is, if it is of its shape: fused optimisers
+    take that for granted."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def restore_weights(algorithm: Algorithm, content: dict[str, Any]) -> None:
+    """Give `algorithm` the weights of a saved state, for a test. Raises UserError if they differ
+    in shape."""
+    try:
+        algorithm.load_state_dict(content["algorithm"])
+    except RuntimeError as error:
+        mismatch = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"the checkpoint's weights do not fit this data's examples: {mismatch}"
+        ) from None

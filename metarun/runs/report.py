@@ -1,0 +1,157 @@
+"""What a run says of itself: the header on the console, and the content of results.json."""
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from metarun import ranks
+from metarun.backbones.batch_norm import modes_of
+from metarun.data.mixture import MixtureData
+from metarun.data.store import DataSet
+from metarun.device import Device
+from metarun.interfaces import Algorithm, Data
+from metarun.tracking.console import aligned
+from metarun.training.loop import Progress
+
+
+def header(
+    config: dict[str, Any],
+    names: dict[str, str],
+    data: Data,
+    algorithm: Algorithm,
+    network: dict[str, Any],
+    device: Device,
+) -> dict[str, str]:
+    """What will run, in a few rows; `network` is what the function of that name gives."""
+    test, training = config["eval"], config["sampler"]
+    rows = {
+        "data": f"{names['data']}, {data.summary()}",
+        "test task": f"{task_kind(test, data.metric)}, {test['episodes']} episodes",
+        "algorithm": f"{names['algo']}, {parameters(algorithm):,} parameters",
+        "backbone": f"{names['backbone']}, {network_line(network)}",
+        "device": str(device) + (f", {ranks.size()} ranks" if ranks.size() > 1 else ""),
+        "seed": str(config["seed"]),
+    }
+    if config["mode"] == "train":
+        task = ", ".join(
+            f"{key} {value}"
+            for key, value in training.items()
+            if key != "_target_" and (key, value) != ("chunk", 0)
+        )
+        on = {"train": "", "trainval": " on training and validation classes"}
+        rows["training"] = f"{config['train']['steps']} steps{on[config['train']['split']]}; {task}"
+        if config.get("augment"):
+            rows["augmentation"] = names["augment"]
+    else:
+        rows["checkpoint"] = config["checkpoint"]
+    return rows
+
+
+def prepared(mode: str, name: str, data: Data, seconds: float) -> str:
+    """What mode=prepare or mode=verify says of data that is as it should be."""
+    if isinstance(data, MixtureData):
+        each = data.sources.items()
+        return "\n\n".join(prepared(mode, source, of_source, seconds) for source, of_source in each)
+    if not isinstance(data, DataSet):
+        return f"data={name} has no files, it is drawn when it is needed: nothing to {mode}"
+    facts, some = data.facts(), data.outlines["train"].input_shape
+    rows = {
+        "data": name if mode == "prepare" else f"{name}, ok: the source and the prepared files",
+        **{part: by_split(facts[part]) for part in ("classes", "examples")},
+        "example": "×".join(map(str, some)),
+        "checksum": data.checksum,
+        "folder": str(next(iter(data.files.values())).parent),
+        "bytes": f"{data.bytes():,}",
+        "seconds": f"{seconds:.1f}",
+    }
+    return aligned(rows)
+
+
+def by_split(counts: dict[str, int]) -> str:
+    """As 64 / 16 / 20 (train / val / test)."""
+    return f"{' / '.join(map(str, counts.values()))} ({' / '.join(counts)})"
+
+
+def task_kind(task: dict[str, Any], metric: str) -> str:
+    """What a task is, in a few words."""
+    if metric == "mse":
+        return f"regression from {task['shot']} points, {task['query']} query points"
+    least = task["sampler"].get("least_way", task["way"])
+    way = f"{task['way']}" if least == task["way"] else f"{least}- to {task['way']}"
+    shot = f"{task['shot']}-shot" if task["shot"] else "any shots"
+    query = f"{task['query']}" if task["query"] else "any number of"
+    return f"{way}-way {shot}, {query} queries a class"
+
+
+def parameters(module: Algorithm | nn.Module) -> int:
+    """Number of learnt numbers."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def network(backbone: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Any]:
+    """Learnt numbers, floating-point operations for one example in a test, and the features' shape.
+
+    A multiplication and its addition are two operations; only those of convolutions and matrix
+    products count. Where the network cannot be run by shapes alone, they are not known: None.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    facts: dict[str, Any] = {"parameters": parameters(backbone), "flops": None, "output": None}
+    was_training = backbone.training
+    backbone.eval()
+    tensors = [*backbone.named_parameters(), *backbone.named_buffers()]
+    with suppress(Exception):  # a user's own network may do what has no meaning by shapes alone
+        # On the meta device, where nothing is computed: a large network takes no longer.
+        shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
+        example = torch.empty(1, *input_shape, device="meta")
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            features = functional_call(backbone, shapes, (example,))
+        facts |= {"flops": counter.get_total_flops(), "output": list(features.shape[1:])}
+    backbone.train(was_training)
+    return facts
+
+
+def network_line(network: dict[str, Any]) -> str:
+    """The numbers of a backbone, in a few words."""
+    line = f"{network['parameters']:,} parameters"
+    if network["output"] is not None:
+        output = "×".join(map(str, network["output"]))
+        scale, unit = (1e9, "G") if network["flops"] >= 1e9 else (1e6, "M")
+        line += f", {network['flops'] / scale:.3g} {unit}FLOPs an example, output {output}"
+    return line
+
+
+def batch_norm(algorithm: Algorithm) -> str:
+    """Whose statistics batch norm uses in a test: "running" and "support" are inductive, "batch" is
+    transductive; an algorithm that sees to it itself has a `batch_norm_mode` of its own."""
+    if own := getattr(algorithm, "batch_norm_mode", None):
+        return str(own)
+    modes = {getattr(module, "batch_norm_mode", None) for module in algorithm.modules()} - {None}
+    return ", ".join(sorted({*map(str, modes), *modes_of(algorithm.modules())})) or "none"
+
+
+def training_facts(progress: Progress, metric: str, peak_memory: float | None) -> dict[str, Any]:
+    """How the tested model was trained and chosen: the `train` and `val` parts of the results.
+
+    `peak_memory`, in MiB, is that of the training just done, if any was.
+    """
+    seconds = progress.seconds
+    return {
+        "train": {
+            "steps": progress.step,
+            "episodes": progress.episodes,
+            "seconds": round(seconds, 2),
+            "episodes_per_second": progress.episodes / seconds if seconds else None,
+            "peak_memory_mib": peak_memory and round(peak_memory, 1),
+        },
+        "val": {
+            metric: progress.best,
+            "ci95": progress.best_ci95,
+            "step": progress.best_step,
+        }
+        if progress.best_step
+        else None,
+    }

@@ -1,0 +1,297 @@
+import io
+import json
+import os
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from metarun.data.images import image_folder
+from metarun.data.pictures import decode
+from metarun.errors import UserError
+
+OPTIONS = {
+    "size": 8,
+    "grey": False,
+    "split_file": None,
+    "fractions": [0.6, 0.2, 0.2],
+    "split_seed": 0,
+}
+
+
+def load(root, **changes):
+    return image_folder.load(str(root), **{**OPTIONS, **changes})
+
+
+def paint(path, colour, size=(8, 8), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path)
+
+
+def fill(root, classes, pictures=3):
+    """`pictures` plain pictures a class; class c has red value 10 c."""
+    for c, name in enumerate(classes):
+        for i in range(pictures):
+            paint(root / name / f"{i}.png", (10 * c, i, 0))
+
+
+def members(data):
+    return {split: set(outline.classes) for split, outline in data.outlines.items()}
+
+
+def test_folders_of_splits(tmp_path):
+    fill(tmp_path / "train", ["a", "b"])
+    fill(tmp_path / "valid", ["c"])
+    fill(tmp_path / "test", ["d"])
+    data = load(tmp_path)
+    assert members(data) == {"train": {"a", "b"}, "val": {"c"}, "test": {"d"}}
+    train = data.open("train")
+    assert train.first_row.tolist() == [0, 3, 6]
+    assert train.x[:, 0, 0, 0].tolist() == [0, 0, 0, 10, 10, 10]
+    assert train.x[:, 1, 4, 4].tolist() == [0, 1, 2, 0, 1, 2]
+    # Of the training pictures alone: red is half 0, half 10; green 0, 1, 2; blue has no contrast.
+    outline = data.outlines["test"]
+    assert outline.mean == pytest.approx((5 / 255, 1 / 255, 0))
+    assert outline.std == pytest.approx((5 / 255, 1, 1)), "under one grey level is not contrast"
+
+
+def test_a_split_folder_is_missing(tmp_path):
+    fill(tmp_path / "train", ["a"])
+    fill(tmp_path / "test", ["b"])
+    with pytest.raises(UserError, match="train and test but no val"):
+        load(tmp_path)
+
+
+def test_a_class_in_two_split_folders(tmp_path):
+    for split in ("train", "val", "test"):
+        fill(tmp_path / split, ["cat" if split != "val" else "dog"])
+    with pytest.raises(UserError, match="'cat' is in both train and test"):
+        load(tmp_path)
+
+
+LISTS = {
+    "by_class.csv": "class,split\na,train\nb,val\nc,test\n",
+    "by_picture.csv": "filename,label,split\n1.png,a,train\n2.png,a,train\n1.png,b,val\nx,c,test\n",
+    "marked.csv": "\ufefflabel,split\r\na,train\r\nb,validation\r\nc,test\r\n",
+    "lists.json": json.dumps({"train": ["a"], "val": ["b"], "test": ["c"]}),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists(tmp_path, name):
+    fill(tmp_path, ["a", "b", "c", "unlisted"])
+    (tmp_path / name).write_text(LISTS[name], encoding="utf-8")
+    wanted = {"train": {"a"}, "val": {"b"}, "test": {"c"}}
+    assert members(load(tmp_path, split_file=str(tmp_path / name))) == wanted
+    assert members(load(tmp_path, split_file=name)) == wanted, "a path may start at the root"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("label,split\ncat,train\n", "gives no class to val"),
+        (
+            "label,split\ncat,train\ndgo,val\nfish,test\n",
+            "'dgo', which .* names; is 'dog' meant",
+        ),
+        ("label,split\ncat,train\ndog,dev\n", "split 'dev': use train, val and test"),
+        ("label,split\ncat,train\ncat,val\nfish,test\n", "'cat' is in both train and val"),
+        ("name,split\ncat,train\n", "columns label"),
+        ("", "columns label"),
+        ("label,split\ncat\n", "columns label"),
+    ],
+)
+def test_wrong_lists(tmp_path, text, told):
+    fill(tmp_path, ["cat", "dog", "fish"])
+    (tmp_path / "split.csv").write_text(text)
+    with pytest.raises(UserError, match=told):
+        load(tmp_path, split_file=str(tmp_path / "split.csv"))
+
+
+def test_no_list(tmp_path):
+    fill(tmp_path, ["cat", "dog", "fish"])
+    with pytest.raises(UserError, match=r"nowhere\.csv is neither"):
+        load(tmp_path, split_file="nowhere.csv")
+    (tmp_path / "bad.json").write_text("[1, 2")
+    with pytest.raises(UserError, match=r"cannot read .*bad\.json"):
+        load(tmp_path, split_file="bad.json")
+
+
+def test_by_chance(tmp_path):
+    fill(tmp_path, [f"c{i}" for i in range(10)])
+    split = members(load(tmp_path))
+    assert {name: len(classes) for name, classes in split.items()} == {
+        "train": 6,
+        "val": 2,
+        "test": 2,
+    }
+    assert len(set.union(*split.values())) == 10
+    assert members(load(tmp_path)) == split
+    others = [members(load(tmp_path, split_seed=seed)) for seed in (1, 2, 3)]
+    assert any(other != split for other in others)
+
+
+@pytest.mark.parametrize("classes", range(3, 12))
+@pytest.mark.parametrize("fractions", [[0.64, 0.16, 0.2], [0.98, 0.01, 0.01], [0.01, 0.01, 0.98]])
+def test_by_chance_every_split_gets_a_class(classes, fractions):
+    names = {f"c{i}": [] for i in range(classes)}
+    split = image_folder.by_chance(names, fractions, seed=0)
+    assert all(split.values())
+    assert sorted(name for part in split.values() for name in part) == sorted(names)
+
+
+@pytest.mark.parametrize("fractions", [[0.5, 0.5], [0.5, 0.6, 0.2], [1.0, 0.0, 0.0]])
+def test_wrong_fractions(tmp_path, fractions):
+    fill(tmp_path, ["a", "b", "c", "d"])
+    with pytest.raises(UserError, match="three positive shares"):
+        load(tmp_path, fractions=fractions)
+
+
+def test_too_little(tmp_path):
+    with pytest.raises(UserError, match="no class folders"):
+        load(tmp_path)
+    paint(tmp_path / "loose.png", "red")
+    with pytest.raises(UserError, match="no class folders"):
+        load(tmp_path)
+    fill(tmp_path, ["a", "b"])
+    with pytest.raises(UserError, match="2 classes cannot be split"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="is not a folder"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"needs data\.root"):
+        image_folder.load(None, **OPTIONS)
+    with pytest.raises(UserError, match="size=0"):
+        load(tmp_path, size=0)
+
+
+def test_nested_classes_links_and_hidden_files(tmp_path):
+    root = tmp_path / "root"
+    fill(root, ["dogs/poodle", "dogs/pug", "birds/owl"])
+    fill(tmp_path, ["elsewhere"])
+    (root / "birds" / "wren").symlink_to(tmp_path / "elsewhere")
+    (root / "birds" / "round").symlink_to(root)  # must not be followed for ever
+    fill(root, [".hidden/x"])
+    paint(root / "dogs" / "pug" / ".0.png", "red")
+    (root / "dogs" / "pug" / "notes.txt").write_text("good dog")
+    data = load(root)
+    everything = [name for outline in data.outlines.values() for name in outline.classes]
+    assert sorted(everything) == ["birds/owl", "birds/wren", "dogs/poodle", "dogs/pug"]
+    for outline in data.outlines.values():
+        assert outline.first_row.diff().tolist() == [3] * len(outline.classes)
+        for name, place in zip(outline.classes, outline.superclass.tolist(), strict=True):
+            assert outline.superclasses[place] == name.split("/")[0]
+
+
+def test_middle_square(tmp_path):
+    """A picture of 32 x 8, its middle 8 x 8 red: only that is left, and upright the same."""
+    for name, turn in (("a", 0), ("b", 90), ("c", 0)):
+        (tmp_path / name).mkdir()
+        picture = Image.new("RGB", (32, 8), "blue")
+        picture.paste("red", (12, 0, 20, 8))
+        picture.rotate(turn, expand=True).save(tmp_path / name / "0.png")
+    data = load(tmp_path)
+    for split in data.files:
+        x = data.open(split).x
+        assert (x[:, 0] == 255).all()
+        assert (x[:, 1:] == 0).all()
+
+
+def test_resizing_averages(tmp_path):
+    """A fine black and white chequered board becomes an even grey, not a coarse pattern."""
+    board = np.indices((256, 256)).sum(axis=0) % 2 * 255
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        Image.fromarray(board.astype(np.uint8)).save(tmp_path / name / "0.png")
+    x = load(tmp_path, grey=True).open("test").x
+    assert x.shape == (1, 1, 8, 8)
+    assert (x.int() - 127).abs().max() <= 3
+
+
+def test_kinds_of_pictures(tmp_path):
+    """All of one grey, 100, in every file format and mode; transparent means white."""
+    folder = tmp_path / "kinds"
+    for ending in ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "PNG"):
+        paint(folder / f"1.{ending}" if ending != "PNG" else folder / "2.PNG", (100, 100, 100))
+    paint(folder / "grey.png", 100, mode="L")
+    paint(folder / "palette.png", (100, 100, 100))
+    Image.open(folder / "palette.png").quantize(4).save(folder / "palette.png")
+    Image.fromarray(np.full((8, 8), 100 << 8, dtype=np.uint16)).save(folder / "deep.png")
+    paint(folder / "half.png", (0, 0, 0, 155), mode="RGBA")  # 255 - 155 of white shows through
+    paint(folder / "large.jpg", (100, 100, 100), size=(640, 480))
+    fill(tmp_path, ["x", "y"])
+    (tmp_path / "s.json").write_text(json.dumps({"train": ["kinds"], "val": ["x"], "test": ["y"]}))
+    for grey in (False, True):
+        x = load(tmp_path, split_file="s.json", grey=grey).open("train").x
+        assert x.shape == (13, 1 if grey else 3, 8, 8)
+        assert (x.int() - 100).abs().max() <= 2
+
+
+def test_pictures_are_upright_as_cameras_mean_it(tmp_path):
+    picture = Image.new("RGB", (8, 8), "black")
+    picture.paste("white", (0, 0, 8, 4))  # the upper half
+    about = Image.Exif()
+    about[0x0112] = 3  # the camera was held upside down
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        picture.save(tmp_path / name / "0.png", exif=about)
+    x = load(tmp_path).open("val").x
+    assert (x[..., :4, :] == 0).all()
+    assert (x[..., 4:, :] == 255).all()
+
+
+def test_unreadable_pictures_are_named_and_left_out(tmp_path, caplog):
+    fill(tmp_path, ["a", "b", "c"], pictures=8)
+    for i in range(7):
+        (tmp_path / "b" / f"{i}.png").write_bytes(b"not a picture")
+    (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    whole = (tmp_path / "c" / "0.png").read_bytes()
+    (tmp_path / "c" / "0.png").write_bytes(whole[:40])
+    data = load(tmp_path)
+    sizes = {
+        name: size
+        for outline in data.outlines.values()
+        for name, size in zip(outline.classes, outline.first_row.diff().tolist(), strict=True)
+    }
+    assert sizes == {"a": 8, "b": 1, "c": 7}
+    (record,) = caplog.records
+    assert "9 unreadable pictures" in record.message
+    assert "and 4 more" in record.message
+    assert record.message.count(".png") == 5
+
+
+def test_a_class_without_readable_pictures(tmp_path):
+    fill(tmp_path, ["a", "b", "c"], pictures=1)
+    (tmp_path / "b" / "0.png").write_bytes(b"")
+    with pytest.raises(UserError, match="no picture of class 'b' can be read"):
+        load(tmp_path)
+
+
+def test_a_change_of_the_pictures_is_noticed(tmp_path, monkeypatch):
+    fill(tmp_path, ["a", "b", "c"])
+    before = load(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(image_folder, "build", None)  # not called
+        assert load(tmp_path).checksum == before.checksum
+    paint(tmp_path / "b" / "1.png", "green")
+    os.utime(tmp_path / "b" / "1.png", ns=(1, 1))
+    assert load(tmp_path).checksum != before.checksum
+    grey = load(tmp_path, grey=True)
+    assert grey.outlines["train"].input_shape == (1, 8, 8)
+    (tmp_path / "c" / "2.png").unlink()
+    after = load(tmp_path)
+    assert sum(len(after.open(split).x) for split in after.files) == 8
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_pictures_are_upright(orientation):
+    """As Pillow's own function makes them, whatever the other tags: here a width that is a text."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    turned = struct.pack("<HHIHH", 0x112, 3, 1, orientation, 0)
+    for entries in ([turned], [turned, struct.pack("<HHII", 0x100, 2, 1, 8)]):
+        exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + b"".join(entries)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG", exif=exif + bytes(4))
+        if len(entries) == 1:
+            wanted = np.asarray(ImageOps.exif_transpose(Image.open(file)))
+        assert np.array_equal(decode(file, 8, grey=False).transpose(1, 2, 0), wanted)
