@@ -48,6 +48,11 @@ def test_a_launcher_composes(everything_installed, name):
     check([f"hydra/launcher={name}", "seed=0,1", "algo=protonet,maml"], None, True)
 
 
+def test_jobs_may_share_a_gpu(everything_installed):
+    """Ray takes a part of one."""
+    check(["hydra/launcher=ray", "hydra.launcher.ray.remote.num_gpus=0.25", "seed=0,1"], None, True)
+
+
 @pytest.mark.parametrize("name", PLUGINS)
 def test_the_keys_are_the_plugins(name):
     """Each key of ours is one that the installed plugin has."""
