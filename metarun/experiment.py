@@ -294,7 +294,8 @@ def refuse_another_kind(
     if data.metric == "mse" and not getattr(algorithm, "regression", False):
         raise UserError(
             f"{algorithm.__name__} tells classes apart, but this data is a regression: "
-            "use algo=maml, anil, reptile, cnp or another that predicts values (see the README)"
+            "use algo=maml, anil, reptile, cnp or another that predicts values "
+            "(see metarun/algos/README.md)"
         )
     for key, drawn_by in {"sampler": sampler, "eval": test_sampler}.items():
         if data.metric == "mse" and not isinstance(drawn_by, Functions):

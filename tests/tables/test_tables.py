@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from metarun.configs.rules import conf_folder
 
 CONF = conf_folder()
-TABLES = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in CONF.glob("table/*")}
+FILES = sorted((CONF / "table").glob("*.yaml"))
+TABLES = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in FILES}
 
 
 @pytest.mark.parametrize("name", sorted(TABLES))
