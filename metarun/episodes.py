@@ -2,16 +2,39 @@
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metarun.data.split import Examples
 from metarun.errors import UserError
 
 PADDING = -1  # the label of an example that only fills up a task
+
+
+class Examples(Protocol):
+    """What tasks are drawn from: a split of a data set (`data.split.Split` tells the rest), or the
+    splits of several."""
+
+    @property
+    def first_row(self) -> Tensor: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def superclass(self) -> Tensor: ...
+    @property
+    def superclasses(self) -> tuple[str, ...]: ...
+    @property
+    def source(self) -> Tensor | None:
+        """The number of each class's data set [classes]; None: all are of one."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]: ...
+    @property
+    def device(self) -> torch.device: ...
+
+    def take(self, rows: Tensor) -> Tensor: ...
 
 
 class Episodes(NamedTuple):

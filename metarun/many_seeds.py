@@ -17,21 +17,22 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from metarun import experiment
-from metarun.configs.composing import plain
 from metarun.errors import Interrupted, UserError
-from metarun.experiment import Parts
+from metarun.parts import Parts, build, build_optimizer, build_training
+from metarun.runs import checkpoint, report
 from metarun.runs import folder as runfolder
-from metarun.runs import report
+from metarun.runs.job import Job
+from metarun.runs.results import first_results, kept
+from metarun.runs.trackers import weights_and_biases
 from metarun.signals import StopSignals
 from metarun.tables.statistics import over_seeds
+from metarun.testing.results import overall
 from metarun.tracking import jsonlines
 from metarun.tracking.console import Console, aligned, shown
 from metarun.tracking.jsonlines import JsonLines, Record
 from metarun.tracking.trackers import Trackers
-from metarun.training.loop import Course, Plan
+from metarun.training.loop import Course
 from metarun.training.stacked import Stacked, meta_batches
 
 
@@ -40,14 +41,14 @@ class Run:
     """One seed's run, with what its results.json and its metrics.jsonl say."""
 
     parts: Parts
-    folder: Path
+    job: Job
     results: dict[str, Any]
     lines: JsonLines
-    began: float  # as `experiment.kept` has it
+    began: float  # as `kept` has it
 
     @property
     def seed(self) -> int:
-        return self.parts.config.seed
+        return int(self.parts.config["seed"])
 
     @property
     def step(self) -> int:
@@ -71,32 +72,31 @@ class SeedConsole(Console):
         """Nothing: the results of all the seeds are told together."""
 
 
-def run(
-    config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str, str]
-) -> list[dict[str, Any]]:
-    """Train and test `seeds` seeds from `seed` on, in `folder`/seedN each; their results.json.
+def run(jobs: Sequence[Job], folder: Path) -> list[dict[str, Any]]:
+    """Train and test the jobs, which differ in their seeds and have folders in `folder`; their
+    results.json.
 
-    The arguments are as in `experiment.run`. Seeds that are done already are left alone. Raises
-    UserError at the end if a seed failed, as by a loss that is not finite; the others go on.
+    Seeds that are done already are left alone. Raises UserError at the end if a seed failed, as by
+    a loss that is not finite; the others go on.
     """
+    total_steps = jobs[0].config["train"]["steps"]
     with StopSignals() as stop, runfolder.claimed(folder), ExitStack() as opened:
         refuse_other_files(folder)
-        done, runs = opened_runs(config, folder, names, texts, opened)
-        console = Console(config.train.steps, min((run.step for run in runs), default=0))
+        done, runs = opened_runs(jobs, opened)
+        console = Console(total_steps, min((run.step for run in runs), default=0))
         opened.callback(console.close)
         if runs:
-            console.header(header(runs, folder, names))
+            console.header(header(runs, folder))
             runs[0].parts.device.watch_memory()
-        trained = any(run.step < config.train.steps for run in runs)
+        trained = any(run.step < total_steps for run in runs)
         failed: dict[int, str] = {}
         by_step = groupby(sorted(runs, key=lambda run: run.step), key=lambda run: run.step)
         for _, group in by_step:  # one group, but after a kill in the midst of saving them
             failed |= train(list(group), console, stop)
         peak_memory = runs[0].parts.device.peak_memory() / 2**20 if trained else None
-        names = {**names, "sweep": names["sweep"] or folder.name}  # their W&B group
         for run in runs:
             if run.seed not in failed:
-                conclude(run, names, peak_memory)
+                conclude(run, folder.name, peak_memory)
                 done[run.seed] = run.results
         console.close()
         if done:
@@ -114,84 +114,62 @@ def refuse_other_files(folder: Path) -> None:
 
 
 def opened_runs(
-    config: DictConfig,
-    folder: Path,
-    names: dict[str, str],
-    texts: dict[str, str],
-    opened: ExitStack,
+    jobs: Sequence[Job], opened: ExitStack
 ) -> tuple[dict[int, dict[str, Any]], list[Run]]:
     """The results of the seeds that are done, and the runs of the others, which all begin when it
     is known that they can."""
     started = time.time()
     done, begun, parts = {}, [], None
-    for seed in range(config.seed, config.seed + config.seeds):
-        own, home = of_seed(config, seed), folder / f"seed{seed}"
-        opened.enter_context(runfolder.claimed(home))
-        earlier = runfolder.earlier(home, own.resume, own.mode)
-        if earlier and experiment.is_done(earlier, own):
-            done[seed] = earlier
+    for job in jobs:
+        config, folder = job.config, job.folder
+        opened.enter_context(runfolder.claimed(folder))
+        earlier = runfolder.earlier(folder, config["resume"], config["mode"])
+        if earlier and experiment.is_done(earlier, config):
+            done[config["seed"]] = earlier
             continue
-        content = experiment.saved_state(own, home, going_on=earlier is not None)
+        content = checkpoint.to_start_from(config, folder, going_on=earlier is not None)
         if parts is None:
-            parts = experiment.build_parts(own)
+            parts = build(config)
         else:
-            training, _ = experiment.build_training(own, parts.data, parts.device)
-            parts = parts._replace(config=own, training=training)
+            training, _ = build_training(config, parts.data, parts.device)
+            parts = parts._replace(config=config, training=training)
         experiment.restore(parts, content)
-        begun.append((parts, home, earlier, content))
+        begun.append((parts, job, earlier, content))
     if begun:
         rehearse([parts for parts, *_ in begun])
     runs = []
-    for parts, home, earlier, content in begun:
-        results = experiment.first_results(parts, names, earlier, content)
+    for parts, job, earlier, content in begun:
+        results = first_results(parts, job, earlier, content)
         results["seeds_at_once"] = len(begun)
-        began = opened.enter_context(
-            experiment.kept(results, home, earlier or {}, started, runs=len(begun))
-        )
-        for name, text in texts_of_seed(texts, parts.config).items():
-            runfolder.write_text(home / name, text)
+        kept_results = kept(results, job.folder, earlier or {}, started, runs=len(begun))
+        began = opened.enter_context(kept_results)
+        for name, text in job.texts.items():
+            runfolder.write_text(job.folder / name, text)
         step = parts.training.progress.step if earlier else None
-        lines = JsonLines(home / "metrics.jsonl", step)
+        lines = JsonLines(job.folder / "metrics.jsonl", step)
         opened.callback(lines.close)
-        runs.append(Run(parts, home, results, lines, began))
+        runs.append(Run(parts, job, results, lines, began))
     return done, runs
-
-
-def of_seed(config: DictConfig, seed: int) -> DictConfig:
-    """The config of the seed's single run."""
-    own = config.copy()
-    own.seed, own.seeds = seed, 1
-    return own
-
-
-def texts_of_seed(texts: dict[str, str], config: DictConfig) -> dict[str, str]:
-    """The files that the seed's single run would keep, from those of all the seeds."""
-    given = map(str, OmegaConf.create(texts[".hydra/overrides.yaml"]))
-    others = [word for word in given if not word.startswith(("seed=", "seeds="))]
-    return texts | {
-        ".hydra/config.yaml": OmegaConf.to_yaml(config),
-        ".hydra/overrides.yaml": OmegaConf.to_yaml([*others, f"seed={config.seed}"]),
-    }
 
 
 def stacked(several: Sequence[Parts]) -> Stacked:
     """The trainings of the parts as one."""
     config, device = several[0].config, several[0].device
-    new_optimizer = partial(experiment.build_optimizer, config)
+    new_optimizer = partial(build_optimizer, config)
     trainings = [parts.training for parts in several]
-    return Stacked(trainings, device, config.train.clip_norm, new_optimizer)
+    return Stacked(trainings, device, several[0].plan.clip_norm, new_optimizer)
 
 
 def rehearse(several: Sequence[Parts]) -> None:
     """Compute one loss of all, so that it is known before training starts if this cannot be."""
     parts = several[0]
-    split = experiment.training_split(parts)
+    split = parts.training_split()
     generators = [each.training.generator.clone_state() for each in several]
     together, batch = stacked(several), next(meta_batches(parts.sampler, split, generators))
     try:
         together.rehearse(batch)
     except UserError as error:
-        seeds = f"range({parts.config.seed},{several[-1].config.seed + 1})"
+        seeds = f"range({parts.config['seed']},{several[-1].config['seed'] + 1})"
         raise UserError(
             f"{error}: train them one after another, with -m 'seed={seeds}' and without seeds="
         ) from error
@@ -199,13 +177,13 @@ def rehearse(several: Sequence[Parts]) -> None:
 
 def train(runs: list[Run], console: Console, stop: StopSignals) -> dict[int, str]:
     """Meta-train runs that stand at the same step to the end of the plan; why seeds failed."""
-    parts, config = runs[0].parts, runs[0].parts.config
-    plan, metric = Plan(**config.train), parts.data.metric
+    parts = runs[0].parts
+    plan, metric = parts.plan, parts.data.metric
     together = stacked([run.parts for run in runs])
     failed: dict[int, str] = {}
     stopping = False
     with parts.data.sealed("test"):
-        episodes = experiment.episodes_of(parts, "val", config.eval.val_episodes)
+        episodes = parts.episodes_of("val", parts.protocol.val_episodes)
 
         def course(run: Run) -> Course:
             return Course(
@@ -213,13 +191,13 @@ def train(runs: list[Run], console: Console, stop: StopSignals) -> dict[int, str
                 plan,
                 parts.sampler.tasks,
                 metric,
-                validate=lambda: experiment.overall(experiment.score(run.parts, episodes), metric),
-                save=partial(experiment.save, run.parts, run.folder / "checkpoints"),
+                validate=lambda: overall(run.parts.score(episodes), metric),
+                save=partial(experiment.save, run.parts, run.job.folder),
                 stop=lambda: stopping,  # the same for all the seeds of a step
             )
 
         courses = {run.seed: course(run) for run in runs}
-        split = experiment.training_split(parts)
+        split = parts.training_split()
         generators = [run.parts.training.generator for run in runs]
         batches = meta_batches(parts.sampler, split, generators)
         stop.wait = True
@@ -271,29 +249,25 @@ def mean_record(records: Sequence[Record]) -> Record:
     return means
 
 
-def conclude(run: Run, names: dict[str, str], peak_memory: float | None) -> None:
-    """Test what was trained, and end the run."""
-    experiment.take_best(run.parts, run.folder / "checkpoints")
-    history = jsonlines.read(run.folder / "metrics.jsonl")
-    start_wandb = experiment.weights_and_biases(run.parts, run.folder, names, run.results, history)
+def conclude(run: Run, group: str, peak_memory: float | None) -> None:
+    """Test what was trained, and end the run, in W&B one of this group if it is in no sweep."""
+    checkpoint.take_best(run.parts.training.algorithm, run.job.folder / "checkpoints")
+    history = jsonlines.read(run.job.folder / "metrics.jsonl")
+    names = {**run.job.names, "sweep": run.job.names["sweep"] or group}
+    job = run.job._replace(names=names)
+    start_wandb = weights_and_biases(job, run.results, history)
     trackers = Trackers(SeedConsole(run.seed), run.lines, start_wandb)
     try:
-        experiment.conclude(run.parts, run.folder, trackers, run.results, peak_memory, run.began)
+        experiment.conclude(
+            run.parts, run.job.folder, trackers, run.results, peak_memory, run.began
+        )
     finally:
         trackers.close()
 
 
-def header(runs: list[Run], folder: Path, names: dict[str, str]) -> dict[str, str]:
+def header(runs: list[Run], folder: Path) -> dict[str, str]:
     """What will run, in a few rows."""
-    parts, seeds = runs[0].parts, [run.seed for run in runs]
-    about = report.header(
-        plain(parts.config),
-        names,
-        parts.data,
-        parts.training.algorithm,
-        parts.network,
-        parts.device,
-    )
+    seeds, about = [run.seed for run in runs], report.header(runs[0].parts, runs[0].job)
     return about | {
         "seed": f"{', '.join(map(str, seeds))}, at once",
         "run folder": f"{folder}/seed{seeds[0]} and so on",

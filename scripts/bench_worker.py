@@ -124,10 +124,11 @@ class Case:
 
         made_up(CASES[name][0])  # before the clock starts: a run finds its data prepared
         began = time.perf_counter()
-        from metarun import experiment
+        from metarun.configs.composing import plain
+        from metarun.parts import build
 
         self.loaded = peak_rss()
-        self.parts = experiment.build_parts(self.config)
+        self.parts = build(plain(self.config))
         self.clock = Clock(self.parts.device.torch_device)
         self.watch()
         self.work = self.testing() if self.config.mode == "test" else self.training()
@@ -193,10 +194,8 @@ class Case:
 
     def testing(self) -> Iterator[int]:
         """Answer one batch of test episodes, then all of them, again and again."""
-        from metarun import experiment
-
         for count in chain([self.config.eval.tasks], repeat(self.config.eval.episodes)):
-            experiment.score(self.parts, experiment.episodes_of(self.parts, "test", count))
+            self.parts.score(self.parts.episodes_of("test", count))
             yield count
 
     def follow(self) -> None:

@@ -75,26 +75,28 @@ def trainings(overrides: list[str], seeds: int) -> tuple[Callable[[], None], Cal
     """Two functions that take a step with each of so many seeds."""
     from hydra import compose, initialize_config_dir
 
-    from metarun import experiment, many_seeds
+    from metarun import many_seeds
+    from metarun.configs.composing import plain
     from metarun.configs.rules import conf_folder
-    from metarun.training.loop import Plan, steps
+    from metarun.parts import Parts, build, build_training
+    from metarun.training.loop import steps
     from metarun.training.stacked import meta_batches
 
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        config = compose("config", [*overrides, f"seeds={seeds}"])
-    first = experiment.build_parts(many_seeds.of_seed(config, 0))
-    sampler, device, split = first.sampler, first.device, experiment.training_split(first)
+        config = plain(compose("config", overrides))
+    first = build(config)
+    sampler, device, split = first.sampler, first.device, first.training_split()
 
-    def built() -> list[experiment.Parts]:
+    def built() -> list[Parts]:
         several = []
         for seed in range(seeds):
-            own = many_seeds.of_seed(config, seed)
-            training, _ = experiment.build_training(own, first.data, device)
+            own = {**config, "seed": seed}
+            training, _ = build_training(own, first.data, device)
             training.algorithm.train()
             several.append(first._replace(config=own, training=training))
         return several
 
-    plan, wait = Plan(**config.train), waiting(device.torch_device)
+    plan, wait = first.plan, waiting(device.torch_device)
     single = [steps(parts.training, plan, sampler, split, device) for parts in built()]
     several = built()
     stacked = many_seeds.stacked(several)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarun import experiment
+from metarun.configs.composing import plain
 from metarun.configs.rules import conf_folder
 from metarun.data.images import miniimagenet, tieredimagenet
-from metarun.training.loop import Plan, steps
+from metarun.parts import build
+from metarun.training.loop import steps
 from tests.data import layouts
 from tests.data.images.test_omniglot import SMALL, write_archive
 from tests.data.images.test_omniglot_challenge import runs
@@ -73,11 +74,11 @@ def test_two_steps(root, cache, monkeypatch, data, algo):
     overrides += [f"{key}={where}", *OF_ALGORITHM.get(algo, [])]
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         config = hydra.compose("config", overrides)
-    parts = experiment.build_parts(config)
+    parts = build(plain(config))
     before = parts.training.algorithm.state_dict()
     before = {name: tensor.clone() for name, tensor in before.items() if hasattr(tensor, "clone")}
     train = parts.data.open("train").to(parts.device.torch_device)
-    taken = steps(parts.training, Plan(**config.train), parts.sampler, train, parts.device)
+    taken = steps(parts.training, parts.plan, parts.sampler, train, parts.device)
     for _ in range(2):
         assert next(taken)["loss"].isfinite()
     after = parts.training.algorithm.state_dict()

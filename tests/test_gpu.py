@@ -12,7 +12,8 @@ from metarun.device import choose
 from metarun.samplers.ahead import rows_ahead
 from metarun.samplers.uniform import Uniform
 from metarun.seeds import stream
-from metarun.testing.evaluate import answers, fixed_episodes
+from metarun.testing.answers import answers
+from metarun.testing.fixed_episodes import fixed_episodes
 from metarun.training.loop import Plan, Progress, Training, fit, steps
 from metarun.training.stacked import Stacked, meta_batches
 

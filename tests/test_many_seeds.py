@@ -8,6 +8,7 @@ import torch
 
 from metarun import experiment, many_seeds
 from metarun.errors import UserError
+from metarun.parts import Parts
 from metarun.runs import folder as runfolder
 from metarun.signals import StopSignals
 from metarun.tracking import jsonlines
@@ -135,7 +136,7 @@ def test_the_time_is_that_of_the_steps(metarun, monkeypatch):
         return slow
 
     monkeypatch.setattr(Stacked, "step", taking(1, Stacked.step))
-    monkeypatch.setattr(experiment, "score", taking(100, experiment.score))
+    monkeypatch.setattr(Parts, "score", taking(100, Parts.score))
     monkeypatch.setattr(experiment, "save", taking(10000, experiment.save))
     several(metarun)
     for seed in (0, 1):

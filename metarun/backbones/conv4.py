@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from metarun.backbones.batch_norm import BatchNorm, normalisation
 from metarun.backbones.convolution import Conv2d, Mean, image_shape, type_of_maps
 from metarun.backbones.folding import folded
+from metarun.backbones.pooling import can_pool, pooled_normalisation
 from metarun.errors import UserError
 from metarun.kernels.pooled_convolution import can_convolve, pooled_convolution
-from metarun.kernels.pooled_normalisation import can_pool, pooled_normalisation
 
 BLOCKS = 4
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from metarun.kernels.vmapped import tasks_first
+
 
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """γ x̂ + β for x [N, C, ...], γ = `weight` [C] and β = `bias` [C].
@@ -121,14 +123,6 @@ class NormaliseBackward(Function):
         *tensors, tasks = inputs
         tensors = tasks_first(tensors, in_dims, info.batch_size)
         return NormaliseBackward.apply(*tensors, tasks + 1), (0, 0, 0)
-
-
-def tasks_first(tensors: list[Tensor], in_dims: tuple, size: int) -> list[Tensor]:
-    """The tensors with torch.vmap's dimension in front, also those that are the same for all."""
-    return [
-        tensor.expand(size, *tensor.shape) if d is None else tensor.movedim(d, 0)
-        for tensor, d in zip(tensors, in_dims, strict=False)
-    ]
 
 
 def count(x: Tensor, tasks: int) -> int:

@@ -36,6 +36,7 @@ from metarun.errors import DataChanged, Interrupted, InUse, UserError
 from metarun.runs import folder as runfolder
 from metarun.runs import rerun
 from metarun.runs.empty_folders import none_left_empty
+from metarun.runs.job import Job
 from metarun.signals import StopSignals
 from metarun.tables import cells
 
@@ -64,51 +65,46 @@ told: dict[tuple[Path, str], int] = {}
 def job(config: DictConfig) -> float | None:
     """One run; its `objective`, for sweepers that look for the best."""
     load_torch()  # when work starts, not before
-    from metarun import embed, experiment, many_seeds
+    from metarun import experiment, many_seeds
+    from metarun.modes import embed, prepare
 
     hydra_config = HydraConfig.get()
-    choices = hydra_config.runtime.choices
-    names = {group: str(choices[group]) for group in ("data", "augment", "algo", "backbone")}
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
     if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":  # this very job, queued again
         config.resume = "auto"
-    sweep = Path(hydra_config.sweep.dir).absolute().name if in_sweep else ""
-    texts = {
-        ".hydra/config.yaml": OmegaConf.to_yaml(config),
-        ".hydra/hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_config})),
-        ".hydra/overrides.yaml": OmegaConf.to_yaml(hydra_config.overrides.task),
-    }
     folder = from_here(Path(hydra_config.runtime.output_dir))
-    ours = config.resume == "auto" or not holds_run(folder)
+    asked = asked_for(config, folder, hydra_config)
+    mode, seeds, resume = (asked.config[key] for key in ("mode", "seeds", "resume"))
+    ours = resume == "auto" or not holds_run(folder)
     if ours:
         (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
     try:
-        if ranks.size() > 1 and config.mode not in ("train", "test"):
-            raise UserError(f"mode={config.mode} is for one process: leave out torchrun")
-        if ranks.size() > 1 and config.seeds > 1:
-            raise UserError(f"seeds={config.seeds} is for one process: leave out torchrun")
-        if config.mode in ("prepare", "verify"):
+        if ranks.size() > 1 and mode not in ("train", "test"):
+            raise UserError(f"mode={mode} is for one process: leave out torchrun")
+        if ranks.size() > 1 and seeds > 1:
+            raise UserError(f"seeds={seeds} is for one process: leave out torchrun")
+        if mode in ("prepare", "verify"):
             runfolder.remove_empty(folder)  # Hydra made it
-            print(experiment.prepare(config, names["data"]))
+            print(prepare.run(asked.config, asked.names["data"]))
             return None
-        names["sweep"] = sweep
-        if config.seeds > 1:
-            found = map(objective, many_seeds.run(config, folder, names, texts))
+        if seeds > 1:
+            several = [of_seed(config, folder, hydra_config, n) for n in range(seeds)]
+            found = map(objective, many_seeds.run(several, folder))
             values = [value for value in found if value is not None]
             return mean(values) if values else None
-        if config.mode == "embed":
-            results = embed.run(config, folder, names, texts)
+        if mode == "embed":
+            results = embed.run(asked)
         else:
-            sharing = in_sweep and config.resume == "auto"
+            sharing = in_sweep and resume == "auto"
             others = from_here(Path(hydra_config.sweep.dir).absolute()) if sharing else None
-            results = experiment.run(config, folder, names, texts, others)
+            results = experiment.run(asked, others)
     except Interrupted as stopped:
         if in_sweep:
             raise  # with which the sweep stops, and tells how to go on with it
         command = shlex.join(go_on(hydra_config, config.name, folder))
         raise Interrupted(f"{stopped}; go on with: {command}") from None
     except Exception as error:
-        if in_sweep and isinstance(error, InUse) and config.resume == "auto":
+        if in_sweep and isinstance(error, InUse) and resume == "auto":
             print(f"metarun: job {hydra_config.job.num}: {folder} is being run by another process")
             return None
         if in_sweep:
@@ -118,6 +114,31 @@ def job(config: DictConfig) -> float | None:
             leave(str(error))
         raise  # of a sweep the other jobs go on
     return objective(results)
+
+
+def asked_for(config: DictConfig, folder: Path, hydra_config: HydraConf) -> Job:
+    """The run that Hydra composed, in plain values."""
+    choices = hydra_config.runtime.choices
+    names = {group: str(choices[group]) for group in ("data", "augment", "algo", "backbone")}
+    in_sweep = hydra_config.mode == RunMode.MULTIRUN
+    names["sweep"] = Path(hydra_config.sweep.dir).absolute().name if in_sweep else ""
+    texts = {
+        ".hydra/config.yaml": OmegaConf.to_yaml(config),
+        ".hydra/hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_config})),
+        ".hydra/overrides.yaml": OmegaConf.to_yaml(hydra_config.overrides.task),
+    }
+    return Job(plain(config), folder, names, texts)
+
+
+def of_seed(config: DictConfig, folder: Path, hydra_config: HydraConf, number: int) -> Job:
+    """The single run of one of the seeds of `seeds=`, by its number."""
+    own = config.copy()
+    own.seed, own.seeds = config.seed + number, 1
+    asked = asked_for(own, folder / f"seed{own.seed}", hydra_config)
+    given = map(str, hydra_config.overrides.task)
+    others = [word for word in given if not word.startswith(("seed=", "seeds="))]
+    overrides = {".hydra/overrides.yaml": OmegaConf.to_yaml([*others, f"seed={own.seed}"])}
+    return asked._replace(texts=asked.texts | overrides)
 
 
 def objective(results: dict[str, Any]) -> float | None:
@@ -166,7 +187,7 @@ def repeat(arguments: argparse.Namespace) -> int:
         ".hydra/config.yaml": OmegaConf.to_yaml(OmegaConf.create(config)),
         ".hydra/overrides.yaml": OmegaConf.to_yaml(arguments.overrides),
     }
-    experiment.run(OmegaConf.create(config), to, {**then["names"], "sweep": ""}, texts)
+    experiment.run(Job(config, to, {**then["names"], "sweep": ""}, texts))
     equal, rows = rerun.comparison(folder, to)
     summary = {"rerun of": str(from_here(folder)), "equal": equal, "differences": rows}
     runfolder.write_json(to / "rerun.json", summary)

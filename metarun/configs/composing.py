@@ -8,12 +8,27 @@ import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from metarun.errors import UserError
 
 
 def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
     """The config of a job with these overrides, Hydra's own settings included."""
     added = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
     return hydra.compose("config", [*overrides, *added], return_hydra_config=True)
+
+
+def content_of(path: Path) -> Any:
+    """What the YAML file at `path` holds, as plain dicts and lists.
+
+    Raises UserError if it cannot be read.
+    """
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: it cannot be read: {' '.join(str(error).split())}") from None
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

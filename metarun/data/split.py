@@ -3,36 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 CPU = torch.device("cpu")
 RESIDENT_SHARE = 0.5  # of the free device memory; the network needs the rest
-
-
-class Examples(Protocol):
-    """What tasks are drawn from: a Split, whose docstring tells the rest, or several at once."""
-
-    @property
-    def first_row(self) -> Tensor: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    @property
-    def superclass(self) -> Tensor: ...
-    @property
-    def superclasses(self) -> tuple[str, ...]: ...
-    @property
-    def source(self) -> Tensor | None:
-        """The number of each class's data set [classes]; None: all are of one."""
-
-    @property
-    def input_shape(self) -> tuple[int, ...]: ...
-    @property
-    def device(self) -> torch.device: ...
-
-    def take(self, rows: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from metarun.backbones.normalise import tasks_first
 from metarun.kernels import library
 from metarun.kernels.library import call, inspected
+from metarun.kernels.vmapped import tasks_first
 
 LANES = 16  # filters that are computed together
 CHANNELS = (1, 3)

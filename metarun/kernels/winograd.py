@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from metarun.backbones.normalise import tasks_first
 from metarun.kernels import library
 from metarun.kernels.library import call, inspected
 from metarun.kernels.pooled_convolution import LANES, keeps_size
+from metarun.kernels.vmapped import tasks_first
 
 LARGEST = 2**17  # weight, without its taps: 16 parts of its gradient take 72 MiB
 PARTS = 16  # of the tasks' tiles of 2 × 2 pixels, whose gradients are added up in turn

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from metarun import ranks
 from metarun.configs.differences import differences
 from metarun.errors import DataChanged, UserError
 from metarun.interfaces import Algorithm
@@ -64,6 +65,42 @@ def load(path: Path, instead: str = "give RUN_FOLDER/checkpoints/best.pt") -> di
             f"checkpoint {path}: damaged, or not a checkpoint of this metarun; {instead}"
         )
     return content
+
+
+def to_start_from(config: dict[str, Any], folder: Path, going_on: bool) -> dict[str, Any] | None:
+    """The checkpoint that the run in `folder` starts from, if any, once it is known to suit the
+    config."""
+    last = folder / "checkpoints" / "last.pt"
+    if config["mode"] == "test":
+        content = load(Path(str(config["checkpoint"])).expanduser())
+        refuse_another_model(content, config)
+        return content
+    if going_on and last.exists():
+        content = load(last, "choose another name=, or remove this file to begin anew")
+        refuse_another_run(content, config)
+        return content
+    return None
+
+
+def keep(
+    training: Training, config: dict[str, Any], data_checksum: str, folder: Path, best: bool
+) -> None:
+    """Save the state of the training in `folder`/last.pt, and if it is the best one in best.pt; of
+    several ranks the first does."""
+    if ranks.rank():
+        return
+    content = state(training, config, data_checksum)
+    # The best first: last.pt never speaks of a best.pt that is not there yet.
+    for name in ["best", "last"] if best else ["last"]:
+        save(folder / f"{name}.pt", content)
+
+
+def take_best(algorithm: Algorithm, folder: Path) -> None:
+    """Give the algorithm the best weights kept in `folder`, if any: none after train.steps=0."""
+    path = folder / "best.pt"
+    best = ranks.from_first(lambda: load(path)["algorithm"] if path.exists() else None)
+    if best:
+        algorithm.load_state_dict(best)
 
 
 def state(training: Training, config: dict[str, Any], data_checksum: str) -> dict[str, Any]:
@@ -155,6 +192,13 @@ def like(parameter: Tensor, value: Any) -> Any:
     if not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def restore_for_test(training: Training, content: dict[str, Any]) -> None:
+    """Give `training` the weights of `content`, a saved state, and how far they had been
+    trained."""
+    restore_weights(training.algorithm, content)
+    training.progress = Progress(**content["progress"])
 
 
 def restore_weights(algorithm: Algorithm, content: dict[str, Any]) -> None:

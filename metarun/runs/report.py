@@ -1,38 +1,30 @@
 """What a run says of itself: the header on the console, and the content of results.json."""
 
-from contextlib import suppress
 from typing import Any
-
-import torch
-from torch import nn
-from torch.func import functional_call
 
 from metarun import ranks
 from metarun.backbones.batch_norm import modes_of
+from metarun.backbones.size import count_parameters, network_line
 from metarun.data.mixture import MixtureData
 from metarun.data.store import DataSet
-from metarun.device import Device
 from metarun.interfaces import Algorithm, Data
+from metarun.parts import Parts
+from metarun.runs.job import Job
 from metarun.tracking.console import aligned
 from metarun.training.loop import Progress
 
 
-def header(
-    config: dict[str, Any],
-    names: dict[str, str],
-    data: Data,
-    algorithm: Algorithm,
-    network: dict[str, Any],
-    device: Device,
-) -> dict[str, str]:
-    """What will run, in a few rows; `network` is what the function of that name gives."""
+def header(parts: Parts, job: Job) -> dict[str, str]:
+    """What will run, in a few rows."""
+    config, names, data = parts.config, job.names, parts.data
+    algorithm = parts.training.algorithm
     test, training = config["eval"], config["sampler"]
     rows = {
         "data": f"{names['data']}, {data.summary()}",
         "test task": f"{task_kind(test, data.metric)}, {test['episodes']} episodes",
-        "algorithm": f"{names['algo']}, {parameters(algorithm):,} parameters",
-        "backbone": f"{names['backbone']}, {network_line(network)}",
-        "device": str(device) + (f", {ranks.size()} ranks" if ranks.size() > 1 else ""),
+        "algorithm": f"{names['algo']}, {count_parameters(algorithm):,} parameters",
+        "backbone": f"{names['backbone']}, {network_line(parts.network)}",
+        "device": str(parts.device) + (f", {ranks.size()} ranks" if ranks.size() > 1 else ""),
         "seed": str(config["seed"]),
     }
     if config["mode"] == "train":
@@ -84,44 +76,6 @@ def task_kind(task: dict[str, Any], metric: str) -> str:
     shot = f"{task['shot']}-shot" if task["shot"] else "any shots"
     query = f"{task['query']}" if task["query"] else "any number of"
     return f"{way}-way {shot}, {query} queries a class"
-
-
-def parameters(module: Algorithm | nn.Module) -> int:
-    """Number of learnt numbers."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-def network(backbone: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Any]:
-    """Learnt numbers, floating-point operations for one example in a test, and the features' shape.
-
-    A multiplication and its addition are two operations; only those of convolutions and matrix
-    products count. Where the network cannot be run by shapes alone, they are not known: None.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    facts: dict[str, Any] = {"parameters": parameters(backbone), "flops": None, "output": None}
-    was_training = backbone.training
-    backbone.eval()
-    tensors = [*backbone.named_parameters(), *backbone.named_buffers()]
-    with suppress(Exception):  # a user's own network may do what has no meaning by shapes alone
-        # On the meta device, where nothing is computed: a large network takes no longer.
-        shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
-        example = torch.empty(1, *input_shape, device="meta")
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            features = functional_call(backbone, shapes, (example,))
-        facts |= {"flops": counter.get_total_flops(), "output": list(features.shape[1:])}
-    backbone.train(was_training)
-    return facts
-
-
-def network_line(network: dict[str, Any]) -> str:
-    """The numbers of a backbone, in a few words."""
-    line = f"{network['parameters']:,} parameters"
-    if network["output"] is not None:
-        output = "×".join(map(str, network["output"]))
-        scale, unit = (1e9, "G") if network["flops"] >= 1e9 else (1e6, "M")
-        line += f", {network['flops'] / scale:.3g} {unit}FLOPs an example, output {output}"
-    return line
 
 
 def batch_norm(algorithm: Algorithm) -> str:

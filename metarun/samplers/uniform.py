@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarun.data.split import Examples
-from metarun.episodes import Episodes, Rows, gather, labelled
+from metarun.episodes import Episodes, Examples, Rows, gather, labelled
 from metarun.errors import UserError
 
 

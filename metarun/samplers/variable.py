@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarun.data.split import Examples
-from metarun.episodes import PADDING, Episodes, Rows, gather
+from metarun.episodes import PADDING, Episodes, Examples, Rows, gather
 from metarun.errors import UserError
 from metarun.samplers.hierarchy import inner_nodes
 from metarun.samplers.uniform import in_random_order, largest, of_drawn_group, shuffled

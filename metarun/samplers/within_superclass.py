@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarun.data.split import Examples
+from metarun.episodes import Examples
 from metarun.errors import UserError
 from metarun.samplers.uniform import (
     Uniform,

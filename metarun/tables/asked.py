@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from metarun.configs.composing import content_of
 from metarun.configs.differences import differences
 from metarun.configs.rules import UNSEEN, nearest, shown
 from metarun.errors import UserError
@@ -68,10 +66,7 @@ def experiments_of(definition: dict[str, Any]) -> list[str]:
 
 def read(path: Path) -> dict[str, Any]:
     """The table in the file at `path`. Raises UserError if it is none."""
-    try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: it cannot be read: {' '.join(str(error).split())}") from None
+    content: dict[str, Any] = content_of(path)
     try:
         check("table", content, TABLE, optional=("notes",))
         for cell in content["cells"]:

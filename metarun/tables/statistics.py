@@ -22,11 +22,9 @@ from metarun.testing.confidence import Z95
 
 def student(freedom: float) -> float:
     """The 97.5 % quantile of Student's t with this many degrees of freedom, at least 1."""
-    # With t = sqrt(freedom) tan(angle), P(|T| < t) is an integral of a power of the cosine.
-    angle = np.linspace(0, math.pi / 2, 200_001)
-    density = np.cos(angle) ** (freedom - 1)
-    below = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    return math.sqrt(freedom) * math.tan(float(np.interp(0.95 * below[-1], below, angle)))
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975))
 
 
 def over_seeds(values: list[float]) -> float:

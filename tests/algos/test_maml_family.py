@@ -8,7 +8,7 @@ import torch
 from metarun.device import Device
 from metarun.errors import UserError
 from metarun.runs.report import batch_norm
-from metarun.testing.evaluate import answers
+from metarun.testing.answers import answers
 from tests.algos import tasks
 
 NAMES = list(tasks.FAMILY)

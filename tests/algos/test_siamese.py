@@ -12,7 +12,7 @@ from metarun.episodes import Episodes
 from metarun.errors import UserError
 from metarun.samplers.pairs import Pairs, PairSampler
 from metarun.samplers.uniform import Uniform
-from metarun.testing.evaluate import fixed_episodes
+from metarun.testing.fixed_episodes import fixed_episodes
 
 
 class AsItIs(nn.Module):

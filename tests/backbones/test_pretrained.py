@@ -4,6 +4,7 @@ import pickle
 import sys
 
 import pytest
+import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
@@ -212,7 +213,6 @@ def test_timm_is_asked_for_where_it_is_missing(monkeypatch):
 
 def test_timm(tmp_path):
     """Its features without a classifier, with weights from a file that has one."""
-    timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     theirs = timm.create_model("resnet10t", num_classes=7).eval()
     path = tmp_path / "weights.pth"

@@ -375,8 +375,6 @@ SMALL = {  # what makes the network of each file of conf/backbone a small one
 @pytest.mark.parametrize("backbone", [path.stem for path in (CONF / "backbone").glob("*.yaml")])
 def test_backbone_runs(metarun, backbone):
     """Every committed backbone composes and trains for two steps; some by other methods too."""
-    if backbone == "timm":
-        pytest.importorskip("timm")
     short = "train.steps=2 train.val_every=2 eval.episodes=2 eval.val_episodes=2".split()
     small = [f"backbone={backbone}", *SMALL[backbone].split(), *short, "tracker=none", "device=cpu"]
     runs = {"protonet": []}
@@ -491,7 +489,6 @@ SEARCH = ("-m", "hydra/sweeper=search", "optim.lr=tag(log,interval(0.0001,0.1))"
 
 def test_search(metarun):
     """Optuna keeps the values of the run that validated best."""
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     metarun.main(
         *(*SEARCH, "hydra.sweeper.n_trials=3", "algo.distance=choice(euclidean,cosine)"),
         *(*metarun.data, *QUICK, "hydra.sweep.dir=outputs", "hydra.sweep.subdir=${hydra.job.num}"),
@@ -505,7 +502,6 @@ def test_search(metarun):
 
 def test_a_search_that_tries_values_again(metarun):
     """Their result is there already."""
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     metarun.main(
         *(*SEARCH[:2], "hydra.sweeper.n_trials=5", "algo.distance=choice(euclidean,cosine)"),
         *(*metarun.data, *QUICK, "hydra.sweep.dir=outputs"),

@@ -2,14 +2,13 @@
 
 import io
 import pickle
-import struct
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.io import savemat
 
 from metarun.data.class_lists import read_list
 from metarun.data.store import SPLITS
@@ -125,16 +124,9 @@ def vgg_flower(pictures=2) -> tuple[Files, bytes]:
 
 def matlab(labels: list[int]) -> bytes:
     """A MATLAB 5 file with the compressed array `labels`, one row of bytes, as published."""
-
-    def element(kind: int, content: bytes) -> bytes:
-        return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
-
-    inner = element(6, struct.pack("<II", 9, 0))  # flags: an array of bytes
-    inner += element(5, struct.pack("<ii", 1, len(labels)))
-    inner += element(1, b"labels") + element(2, bytes(labels))
-    compressed = zlib.compress(element(14, inner))
-    header = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
-    return header + struct.pack("<II", 15, len(compressed)) + compressed
+    file = io.BytesIO()
+    savemat(file, {"labels": np.array([labels], np.uint8)}, do_compression=True)
+    return file.getvalue()
 
 
 def gtsrb(pictures=2, folder="GTSRB/Final_Training/Images") -> Files:

@@ -9,7 +9,7 @@ from metarun.data.functions import FunctionData, harmonics, sinusoid
 from metarun.data.functions import Functions as Family
 from metarun.samplers.functions import Functions
 from metarun.seeds import stream
-from metarun.testing.evaluate import fixed_functions
+from metarun.testing.fixed_episodes import fixed_functions
 
 SINUSOID = {"amplitude": [0.1, 5.0], "phase": [0.0, math.pi], "x": [-5.0, 5.0]}
 HARMONICS = {"frequency": [5.0, 7.0], "noise": 0.0}

@@ -13,7 +13,7 @@ from metarun.errors import UserError
 from metarun.samplers.pairs import PairSampler
 from metarun.samplers.uniform import Uniform
 from metarun.samplers.within_superclass import WithinSuperclass
-from metarun.testing.evaluate import fixed_episodes
+from metarun.testing.fixed_episodes import fixed_episodes
 
 
 def images(seed, classes, channels, size=4):

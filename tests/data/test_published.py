@@ -131,6 +131,14 @@ def test_vgg_flower(tmp_path):
     assert same(data, vgg_flower.load(str(tmp_path / "folder"), SIZE))
 
 
+@pytest.mark.parametrize("content", [b"", bytes(128), bytes(200), b"<html>" * 60])
+def test_damaged_labels_of_flowers_are_told(tmp_path, content):
+    as_tar(layouts.vgg_flower()[0], tmp_path / "102flowers.tgz")
+    (tmp_path / "imagelabels.mat").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot read .*labels\.mat"):
+        vgg_flower.load(str(tmp_path), SIZE)
+
+
 def test_gtsrb(tmp_path):
     """No class to train on, and every form the same."""
     as_zip(layouts.gtsrb(), tmp_path / "zip" / "GTSRB_Final_Training_Images.zip")

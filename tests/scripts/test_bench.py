@@ -12,8 +12,9 @@ import torch
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from metarun import experiment
 from metarun.backbones.conv4 import Conv4
+from metarun.configs.composing import plain
+from metarun.parts import build
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -52,7 +53,7 @@ RESNET12 = "algo=protonet backbone=resnet12 backbone.widths=[4,6,8,9]"
 @pytest.mark.parametrize("line", ["algo=protonet", "algo=matching", "algo=anil", RESNET12])
 def test_arithmetic_of_a_step_is_what_torch_counts(composed, line):
     config = composed(line)
-    parts = experiment.build_parts(config)
+    parts = build(plain(config))
     batch = parts.sampler(parts.data.open("train"), parts.training.generator)
     step = counted(lambda: parts.training.algorithm.loss(batch)[0].backward())
     assert step == config.sampler.tasks * bench_cases.flop_per_task(config)
@@ -60,8 +61,8 @@ def test_arithmetic_of_a_step_is_what_torch_counts(composed, line):
 
 def test_arithmetic_of_a_test_episode_is_what_torch_counts(composed):
     config = composed("algo=protonet mode=test")
-    parts = experiment.build_parts(config)
-    episodes = experiment.episodes_of(parts, "test", 2)[parts.data.name].batch(slice(0, 2))
+    parts = build(plain(config))
+    episodes = parts.episodes_of("test", 2)[parts.data.name].batch(slice(0, 2))
     with torch.no_grad():  # whole episodes: work that a test avoids counts as useful
         test = counted(lambda: parts.training.algorithm.predict(episodes))
     assert test == 2 * bench_cases.flop_per_task(config)

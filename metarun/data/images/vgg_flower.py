@@ -12,10 +12,10 @@ import PIL
 from metarun.data.archives import data_root, find, fingerprint, read_pictures
 from metarun.data.class_lists import by_class, read_list
 from metarun.data.download import download
-from metarun.data.matlab import read_numbers
 from metarun.data.pictures import decode, picture_splits
 from metarun.data.split import Split
 from metarun.data.store import DataSet, prepare
+from metarun.errors import UserError
 
 FORMAT = "1"  # of the images below; a change to them needs a new number
 URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
@@ -48,10 +48,21 @@ def build(source: Path, labels: Path, size: int) -> dict[str, Split]:
     """The three splits, with the pictures in `source`."""
     listed = read_list("vgg_flower")
     named = {int(name[:3]): name for names in listed.values() for name in names}
-    kinds = dict(enumerate(read_numbers(labels).tolist(), start=1))
+    kinds = dict(enumerate(read_labels(labels), start=1))
     pictures = read_pictures(source, PICTURE, lambda _, file: decode(file, size, False), COUNT)
     class_of = {name: named.get(kinds.get(number(name), 0), "") for name in pictures}
     return picture_splits(by_class(listed, class_of, source), pictures.pop)
+
+
+def read_labels(path: Path) -> list[int]:
+    """The class of each picture, from 1. Raises UserError when the file is damaged."""
+    from scipy.io import loadmat
+
+    try:
+        labels: list[int] = loadmat(path)["labels"].ravel().tolist()
+    except Exception as error:  # what SciPy raises for other content depends on its bytes
+        raise UserError(f"cannot read {path} ({error!r}): replace it") from None
+    return labels
 
 
 def number(name: str) -> int:

@@ -1,28 +1,23 @@
-"""The test protocol: every run on the same data answers the same episodes."""
+"""Test episodes, fixed by a seed: every run on the same data answers the same ones."""
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from metarun.backbones.batch_norm import modes_of
 from metarun.data.functions import Functions as Family
-from metarun.data.split import Examples, stack_classes
-from metarun.device import Device
-from metarun.episodes import PADDING, Episodes, Rows, gather, joined
-from metarun.functional.objective import merit, per_task
-from metarun.interfaces import Algorithm, TestSampler
+from metarun.data.split import stack_classes
+from metarun.episodes import PADDING, Episodes, Examples, NamedTasks, Rows, gather, joined
+from metarun.interfaces import Data, TestSampler
 from metarun.samplers.functions import Functions
 from metarun.seeds import stream
 
 DRAWN_AT_ONCE = 100  # changing it changes every test episode
 MOST_FEATURES = 2**31  # bytes of them that a test keeps
-FEATURES_AT_ONCE = 2**19  # numbers of them in the tasks answered at once, if more than asked for
 
 
 class FixedEpisodes(Protocol):
@@ -192,64 +187,7 @@ def fixed_functions(
     return FunctionEpisodes(tensors, family.device)
 
 
-@torch.no_grad()
-def answers(
-    algorithm: Algorithm,
-    episodes: FixedEpisodes,
-    *,
-    tasks: int,
-    device: Device,
-    measures: bool = False,
-) -> dict[str, Tensor]:
-    """Each episode's figures [E], float64, `tasks` episodes at once: first accuracy or mse.
-
-    With `measures` those follow that the algorithm's paper reports beside it. The algorithm is in
-    evaluation mode meanwhile. No graph is kept, but an algorithm may differentiate within.
-    """
-    was_training = algorithm.training
-    algorithm.eval()
-    batches = []
-    with device.autocast(), embedded_once(algorithm, episodes, tasks) as (episodes, tasks):
-        for start in range(0, len(episodes), tasks):
-            batch = episodes.batch(slice(start, start + tasks))
-            figures = (
-                algorithm.measures(batch) if measures and hasattr(algorithm, "measures") else {}
-            )
-            metric = merit(batch.query_y)
-            if metric not in figures:
-                figures = {metric: per_task(algorithm.predict(batch), batch.query_y), **figures}
-            batches.append({name: values.double() for name, values in figures.items()})
-    algorithm.train(was_training)
-    return {name: torch.cat([figures[name] for figures in batches]).cpu() for name in batches[0]}
-
-
-@contextmanager
-def embedded_once(
-    algorithm: Any, episodes: FixedEpisodes, tasks: int
-) -> Iterator[tuple[FixedEpisodes, int]]:
-    """Within this block, the episodes to answer, and how many at once: of features, when the
-    algorithm sees no more.
-
-    An example then goes through the backbone once, however many of the episodes it appears in.
-    """
-    once = None
-    if features_suffice(algorithm) and isinstance(episodes, RowEpisodes):
-        once = episodes.embedded(algorithm.backbone, tasks)
-    if once is None:
-        yield episodes, tasks
-        return
-    backbone, algorithm.backbone = algorithm.backbone, nn.Identity()
-    try:
-        of_one_size = once.rows.ways is None
-        yield once, max(tasks, FEATURES_AT_ONCE // once.numbers) if of_one_size else tasks
-    finally:
-        algorithm.backbone = backbone
-
-
-def features_suffice(algorithm: Any) -> bool:
-    """Whether it sees examples through its backbone alone, and each of them by itself."""
-    # A subclass that predicts otherwise has to say so again.
-    predicts = next(kind for kind in type(algorithm).__mro__ if "predict" in vars(kind))
-    if not vars(predicts).get("features_suffice", False):
-        return False
-    return set(modes_of(algorithm.backbone.modules())) <= {"running"}
+def own_tasks(data: Data, split: str) -> NamedTasks | None:
+    """The tasks that the data brings with it for this split; None: they are to be drawn."""
+    own: NamedTasks | None = data.own_tasks(split) if hasattr(data, "own_tasks") else None
+    return own

@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from metarun.backbones.batch_norm import BatchNorm
-from metarun.configs.composing import plain, spelled
+from metarun.configs.composing import spelled
 from metarun.data import features
 from metarun.data.split import Split
 from metarun.data.store import SPLITS, DataSet, file_sha256
 from metarun.device import Device, choose
 from metarun.errors import UserError
-from metarun.experiment import build, is_done, kept, refuse_foreign_targets
+from metarun.experiment import is_done
+from metarun.parts import Config, instance, refuse_foreign_targets
 from metarun.runs import checkpoint
 from metarun.runs import folder as runfolder
+from metarun.runs.job import Job
 from metarun.runs.provenance import provenance
+from metarun.runs.results import kept
 from metarun.seeds import stream_seed
 from metarun.signals import StopSignals
 from metarun.tracking.console import Console
@@ -29,59 +31,59 @@ from metarun.tracking.progress import track
 AT_ONCE = 256  # examples
 
 
-def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str, str]) -> dict:
-    """Store the features that `config`'s backbone gives of its data; the content of results.json.
+def run(job: Job) -> dict[str, Any]:
+    """Store the features that the job's backbone gives of its data; the content of results.json.
 
-    They go to config.to, or to features/ in the run's `folder`, for data=features. The backbone has
-    the weights that it had in the checkpoint, whatever algorithm trained it; without one, those it
-    is built with. What the user can put right raises UserError before anything is computed.
+    They go to where `to` says, or to features/ in the run's folder, for data=features. The backbone
+    has the weights that it had in the checkpoint, whatever algorithm trained it; without one, those
+    it is built with. What the user can put right raises UserError before anything is computed.
     """
-    started = time.time()
-    to = Path(str(config.to)).expanduser() if config.to else folder / "features"
+    started, (config, folder, names, texts) = time.time(), job
+    to = Path(str(config["to"])).expanduser() if config["to"] else folder / "features"
     with StopSignals(), runfolder.claimed(folder):
         use = f"use them with data=features {shlex.quote(spelled('data.root', to))}"
-        earlier = runfolder.earlier(folder, config.resume, config.mode)
+        earlier = runfolder.earlier(folder, config["resume"], config["mode"])
         if earlier and is_done(earlier, config):
             Console(0).message(f"done before; {use}")
             return earlier
         features.refuse_taken(to)
         content = None
-        if config.checkpoint:
-            content = checkpoint.load(Path(str(config.checkpoint)).expanduser())
-            checkpoint.refuse_another_model(content, plain(config), groups=("backbone",))
-        device = choose(**config.device)
+        if config["checkpoint"]:
+            content = checkpoint.load(Path(str(config["checkpoint"])).expanduser())
+            checkpoint.refuse_another_model(content, config, groups=("backbone",))
+        device = choose(**config["device"])
         for key in ("data", "backbone"):
             refuse_foreign_targets(config, key)
-        data = build(config, "data")
+        data = instance(config, "data")
         if not isinstance(data, DataSet):
             raise UserError(f"mode=embed: data={data.name} is no one set of examples to store")
-        torch.manual_seed(stream_seed(config.seed, "init"))
-        backbone = build(config, "backbone", input_shape=data.outlines["train"].input_shape)
+        torch.manual_seed(stream_seed(config["seed"], "init"))
+        backbone = instance(config, "backbone", input_shape=data.outlines["train"].input_shape)
         if content:
             restore(backbone, content, config)
         refuse_shared_statistics(backbone)
         backbone.to(device.torch_device).eval()
         made_from = {
             "data": {"name": data.name, "checksum": data.checksum},
-            "backbone": plain(config)["backbone"],
-            "checkpoint": content and origin(content, str(config.checkpoint)),
-            "seed": None if content else config.seed,
+            "backbone": config["backbone"],
+            "checkpoint": content and origin(content, str(config["checkpoint"])),
+            "seed": None if content else config["seed"],
             "precision": device.precision,
         }
         results = {
             "status": "running",
-            "mode": config.mode,
+            "mode": config["mode"],
             "names": names,
             "data": data.facts(),
             "provenance": provenance(device.torch_device),
-            "config": plain(config),
+            "config": config,
         }
         console = Console(0)
         console.header(
             {
                 "data": f"{names['data']}, {data.summary()}",
                 "backbone": names["backbone"],
-                "checkpoint": str(config.checkpoint or "none: weights as the backbone is built"),
+                "checkpoint": str(config["checkpoint"] or "none: weights as the backbone is built"),
                 "device": str(device),
                 "features": str(to),
             }
@@ -104,12 +106,12 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], texts: dict[str
         return results
 
 
-def restore(backbone: nn.Module, content: dict[str, Any], config: DictConfig) -> None:
+def restore(backbone: nn.Module, content: dict[str, Any], config: Config) -> None:
     """Give the backbone its weights in a saved state, in which they stand among the algorithm's."""
-    trained = OmegaConf.create({**content["config"], "plugins": plain(config)["plugins"]})
+    trained = {**content["config"], "plugins": config["plugins"]}
     refuse_foreign_targets(trained, "algo")
     # Built as it was trained, the algorithm knows where its backbone's weights are.
-    checkpoint.restore_weights(build(trained, "algo", backbone=backbone), content)
+    checkpoint.restore_weights(instance(trained, "algo", backbone=backbone), content)
 
 
 def origin(content: dict[str, Any], path: str) -> dict[str, Any]:

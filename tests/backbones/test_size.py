@@ -7,7 +7,7 @@ from torch import nn
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
 from metarun.backbones.pixels import Pixels
-from metarun.runs.report import network, network_line
+from metarun.backbones.size import network_line, network_size
 
 
 def test_conv4_counted_by_hand():
@@ -16,7 +16,7 @@ def test_conv4_counted_by_hand():
     backbone = Conv4((1, 28, 28), width=64, batch_norm="running")
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     pixels = 1 * 28**2 + 64 * (14**2 + 7**2 + 3**2)
-    facts = network(backbone, (1, 28, 28))
+    facts = network_size(backbone, (1, 28, 28))
     assert facts == {"parameters": 111_936, "flops": 2 * 9 * 64 * pixels, "output": [64]}
     assert network_line(facts) == "111,936 parameters, 19.6 MFLOPs an example, output 64"
     assert backbone.training
@@ -25,9 +25,11 @@ def test_conv4_counted_by_hand():
 
 def test_maps_and_matrix_products():
     maps = Conv4((3, 84, 84), width=64, batch_norm="batch", flatten=False)
-    assert network_line(network(maps, (3, 84, 84))).endswith("194 MFLOPs an example, output 64×5×5")
-    assert network(MLP((5,), [7, 3], "none"), (5,))["flops"] == 2 * (5 * 7 + 7 * 3)
-    pixels = network(Pixels((2, 4)), (2, 4))
+    assert network_line(network_size(maps, (3, 84, 84))).endswith(
+        "194 MFLOPs an example, output 64×5×5"
+    )
+    assert network_size(MLP((5,), [7, 3], "none"), (5,))["flops"] == 2 * (5 * 7 + 7 * 3)
+    pixels = network_size(Pixels((2, 4)), (2, 4))
     assert pixels == {"parameters": 0, "flops": 0, "output": [8]}
 
 
@@ -44,6 +46,6 @@ def test_what_shapes_do_not_tell():
         def forward(self, x):
             return super().forward(x) if x.sum() > 0 else x
 
-    facts = network(Looks(2, 3), (2,))
+    facts = network_size(Looks(2, 3), (2,))
     assert facts == {"parameters": 9, "flops": None, "output": None}
     assert network_line(facts) == "9 parameters"

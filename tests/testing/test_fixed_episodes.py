@@ -15,14 +15,8 @@ from metarun.episodes import Rows, labelled
 from metarun.samplers.functions import Functions
 from metarun.samplers.uniform import Uniform
 from metarun.samplers.within_superclass import WithinSuperclass
-from metarun.testing.evaluate import (
-    RowEpisodes,
-    answers,
-    features_suffice,
-    fixed_episodes,
-    fixed_functions,
-    room,
-)
+from metarun.testing.answers import answers, features_suffice
+from metarun.testing.fixed_episodes import RowEpisodes, fixed_episodes, fixed_functions, room
 
 CPU = Device(torch.device("cpu"), "fp32")
 SIZES = [5, 7, 4, 6, 8, 5, 6]
@@ -190,7 +184,7 @@ def test_features_that_take_too_much_memory_are_not_kept(monkeypatch):
     asked = []
     algorithm.backbone.register_forward_pre_hook(lambda _, x: asked.append(len(x[0])))
     for most, once in ((20 * len(distinct), True), (20 * len(distinct) - 1, False)):
-        monkeypatch.setattr("metarun.testing.evaluate.MOST_FEATURES", most)
+        monkeypatch.setattr("metarun.testing.fixed_episodes.MOST_FEATURES", most)
         asked.clear()
         assert torch.equal(answers(algorithm, episodes, tasks=7, device=CPU)["accuracy"], wanted)
         assert (sum(asked) == len(distinct)) is once
@@ -205,7 +199,7 @@ def test_of_features_as_many_are_answered_at_once_as_the_caches_hold(monkeypatch
     algorithm, episodes = ProtoNet(MLP((4,), [6, 5], "running")), some_episodes(60)
     asked, predict = [], algorithm.predict
     wanted = answers(algorithm, episodes, tasks=7, device=CPU)["accuracy"]
-    monkeypatch.setattr("metarun.testing.evaluate.FEATURES_AT_ONCE", most)
+    monkeypatch.setattr("metarun.testing.answers.FEATURES_AT_ONCE", most)
     monkeypatch.setattr(algorithm, "predict", lambda e: asked.append(len(e[0])) or predict(e))
     assert torch.equal(answers(algorithm, episodes, tasks=7, device=CPU)["accuracy"], wanted)
     assert (sum(asked), len(asked)) == (60, batches)

@@ -1,0 +1,174 @@
+"""From a config to what a run is made of. The only place below the command line that knows Hydra.
+
+A `_target_` names a class or function, and the keys beside it are its arguments. What may be named
+is ours, torch's, or what the person allowed (`plugins.allow`).
+"""
+
+import inspect
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from metarun import device, suitability
+from metarun.augment.sequence import Augment
+from metarun.backbones.size import network_size
+from metarun.configs.rules import is_allowed, targets
+from metarun.device import Device
+from metarun.errors import UserError
+from metarun.interfaces import Data, Sampler
+from metarun.seeds import stream, stream_seed
+from metarun.testing.fixed_episodes import FixedEpisodes
+from metarun.testing.protocol import Figures, Protocol
+from metarun.training.loop import Plan, Progress, Training
+from metarun.training.split import training_split
+
+Config = dict[str, Any]
+
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # one kernel for a whole step
+
+
+class Parts(NamedTuple):
+    """What a run is made of."""
+
+    config: Config
+    device: Device
+    data: Data
+    sampler: Sampler
+    plan: Plan  # of the training
+    protocol: Protocol  # of the test and the validations
+    training: Training
+    augment: Augment | None  # of the training split's images
+    network: dict[str, Any]  # what the backbone is, in numbers
+
+    def training_split(self) -> Any:
+        """What is trained on, on the device."""
+        return training_split(self.data, self.plan, self.augment, self.device.torch_device)
+
+    def episodes_of(self, split: str, count: int) -> dict[str, FixedEpisodes]:
+        """The first `count` fixed episodes of the split, of each source."""
+        return self.protocol.episodes_of(self.data, split, count, self.device.torch_device)
+
+    def score(self, episodes: dict[str, FixedEpisodes], measures: bool = False) -> Figures:
+        """Each episode's figures by the algorithm as it is now."""
+        return self.protocol.score(self.training.algorithm, episodes, self.device, measures)
+
+
+def build(config: Config) -> Parts:
+    """The parts the config names, checked against each other; the weights drawn from its seed."""
+    chosen = device.choose(**config["device"])
+    keys = ("data", "augment", "sampler", "eval.sampler", "backbone", "algo", "optim", "schedule")
+    for key in keys:
+        refuse_foreign_targets(config, key)  # before the data is prepared, which may take long
+    data, sampler = instance(config, "data"), instance(config, "sampler")
+    plan, protocol = Plan(**config["train"]), protocol_of(config)
+    training_too = config["mode"] == "train"
+    suitability.check_data(
+        data, get_object(config["algo"]["_target_"]), sampler, protocol, plan, training_too
+    )
+    augment = instance(config, "augment") if config["augment"] and training_too else None
+    suitability.refuse_unsuited_augmentation(augment, data)
+    training, network = build_training(config, data, chosen)
+    suitability.check_training(training.algorithm, sampler, protocol, training_too)
+    protocol.rehearse(data, training.algorithm, chosen, "val" if training_too else "test")
+    return Parts(config, chosen, data, sampler, plan, protocol, training, augment, network)
+
+
+def protocol_of(config: Config) -> Protocol:
+    """How the config tests."""
+    keys = ("way", "shot", "query", "episodes", "val_episodes", "seed", "tasks")
+    asked = {key: config["eval"].get(key) for key in keys}
+    return Protocol(instance(config, "eval.sampler"), **asked)
+
+
+def build_training(config: Config, data: Data, device: Device) -> tuple[Training, dict[str, Any]]:
+    """A training at its beginning, the weights drawn from the config's seed; and what the backbone
+    is, in numbers."""
+    torch.manual_seed(stream_seed(config["seed"], "init"))
+    input_shape = data.outlines["test"].input_shape
+    backbone = instance(config, "backbone", input_shape=input_shape)
+    network = network_size(backbone, input_shape)
+    algorithm = instance(config, "algo", backbone=backbone).to(device.torch_device)
+    torch.manual_seed(stream_seed(config["seed"], "noise"))  # of dropout and the like
+    optimizer, schedule = build_optimizer(config, algorithm.parameters())
+    generator = stream(config["seed"], "train")
+    return Training(algorithm, optimizer, schedule, generator, Progress()), network
+
+
+def build_optimizer(
+    config: Config, parameters: Iterable[torch.Tensor]
+) -> tuple[Optimizer, LRScheduler]:
+    """The optimiser of those parameters that are learnt, and the schedule of its learning rate."""
+    learnt = [p for p in parameters if p.requires_grad]
+    nothing = not any(p.numel() for p in learnt)
+    if nothing and config["mode"] == "train" and config["train"]["steps"]:
+        raise UserError(
+            "the algorithm and the backbone have nothing to learn: train.steps=0 only tests them"
+        )
+    learnt = learnt or [nn.Parameter(torch.empty(0))]  # an optimiser wants something
+    new_optimizer, new_schedule = instance(config, "optim"), instance(config, "schedule")
+    on_gpu = learnt and learnt[0].is_cuda
+    can_fuse = get_object(config["optim"]["_target_"]) in FUSED
+    fused = on_gpu and can_fuse and not config["device"]["deterministic"]
+    try:
+        optimizer = new_optimizer(learnt, **({"fused": True} if fused else {}))
+    except (TypeError, ValueError, IndexError) as error:
+        raise unsuited(config, "optim", error) from error
+    try:
+        return optimizer, new_schedule(optimizer)
+    except (TypeError, ValueError) as error:
+        raise unsuited(config, "schedule", error) from error
+
+
+def refuse_foreign_targets(config: Config, key: str) -> None:
+    """Raise UserError unless each `_target_` at `key` can be imported and is one that may run."""
+    for place, target in targets(at(config, key) or {}):
+        try:
+            found = get_object(target)
+        except (ImportError, AttributeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{key}.{place}={target}: it cannot be imported: {reason}") from None
+        # Where it really comes from: metarun.cli.main.os.system is not ours.
+        home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+        if not is_allowed(home, config["plugins"]["allow"]):
+            raise UserError(f"{key}.{place}={target}: this is {home}, which is not allowed to run")
+
+
+def instance(config: Config, key: str, **arguments: Any) -> Any:
+    """The object that the `_target_` at `key` names, called with the keys beside it."""
+    node = at(config, key)
+    given = {name for name in node if not name.startswith("_")}
+    try:
+        known = inspect.signature(get_object(node["_target_"]))
+        known.bind_partial(**dict.fromkeys(given | {*arguments}))
+    except TypeError as error:
+        raise unsuited(config, key, error) from None
+    try:
+        return instantiate(node, _convert_="all", **arguments)
+    except InstantiationException as error:
+        raise (error.__cause__ or error) from None
+
+
+def at(config: Config, key: str) -> Any:
+    """What stands at a dotted key."""
+    found: Any = config
+    for name in key.split("."):
+        found = found[name]
+    return found
+
+
+def unsuited(config: Config, key: str, error: Exception) -> UserError:
+    """What to say when the class that `key` names does not take the values beside it."""
+    reason = " ".join(str(error).split())
+    if found := re.fullmatch(r"got an unexpected keyword argument '(\w+)'", reason):
+        return UserError(
+            f"{at(config, key)['_target_']} has no {found[1]}, but {key}.{found[1]} is set, by "
+            f"algo= or data= if not by you: choose another {key}="
+        )
+    return UserError(f"{key}: its values do not suit {at(config, key)['_target_']}: {reason}")
