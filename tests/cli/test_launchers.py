@@ -48,6 +48,7 @@ def test_a_launcher_composes(everything_installed, name):
     check([f"hydra/launcher={name}", "seed=0,1", "algo=protonet,maml"], None, True)
 
 
+@pytest.mark.filterwarnings("ignore:\\s*'hydra/launcher:UserWarning")  # as the command line does
 def test_jobs_may_share_a_gpu(everything_installed):
     """Ray takes a part of one."""
     check(["hydra/launcher=ray", "hydra.launcher.ray.remote.num_gpus=0.25", "seed=0,1"], None, True)
