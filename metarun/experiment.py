@@ -120,7 +120,7 @@ def train(
     Returns the most memory that was in use, in MiB (`Device.peak_memory`); None if no step was left
     to be taken.
     """
-    training, metric = parts.training, parts.data.metric
+    training, metric = parts.training, parts.protocol.metric
     first_step = training.progress.step
     parts.device.watch_memory()
     with parts.data.sealed("test"):
@@ -133,7 +133,7 @@ def train(
             parts.training_split(),
             parts.device,
             metric=metric,
-            validate=lambda: figures_of.overall(parts.score(val_episodes), metric),
+            validate=lambda: figures_of.overall(parts.score(val_episodes), metric.name),
             save=partial(save, parts, folder),
             stop=lambda: ranks.on_any(stop()),
         ):
@@ -158,7 +158,7 @@ def conclude(
     began: float,
 ) -> None:
     """Test what was trained; `results` is then complete, and stored. `began`: see `kept`."""
-    facts = report.training_facts(parts.training.progress, parts.data.metric, peak_memory)
+    facts = report.training_facts(parts.training.progress, parts.protocol.metric, peak_memory)
     results |= runfolder.finite(facts)  # as results.json has them
     results["test"] = runfolder.finite(test(parts, folder, trackers))
     results["seconds"] = round(time.time() - began, 1)
@@ -169,31 +169,29 @@ def conclude(
 
 def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
     """The figures of the fixed test episodes; leaves a file of each one's, and the pictures."""
-    progress, metric, own = (
-        parts.training.progress,
-        parts.data.metric,
-        own_tasks(parts.data, "test"),
-    )
+    progress, metric = parts.training.progress, parts.protocol.metric
     episodes = parts.episodes_of("test", parts.protocol.episodes)
     count = sum(map(len, episodes.values()))
     trackers.console.message(f"testing on {count} episodes")
     figures = parts.score(episodes, measures=True)
-    tested = figures_of.test_results(figures, episodes, own, metric)
-    if not math.isfinite(value := tested[metric]):
-        trackers.console.message(f"the test {metric} is {value}: try a smaller algo.inner_lr")
+    own = own_tasks(parts.data, "test")
+    tested = figures_of.tested(figures, episodes, own)
+    if not math.isfinite(value := tested[metric.name]) and "skipped" not in tested:
+        trackers.console.message(f"the test {metric.name} is {value}: try a smaller algo.inner_lr")
     record = figures_of.record(tested, count)
     trackers.log({"step": progress.step, "episodes": progress.episodes, **record})
-    runfolder.write_csv(folder / "episodes.csv", figures_of.columns(figures, own))
+    table = figures_of.columns(figures, figures_of.task_names(episodes, own))
+    runfolder.write_csv(folder / "episodes.csv", table)
     draw_pictures(parts, next(iter(episodes.values())), folder, trackers)
     batch_norm = report.batch_norm(parts.training.algorithm)
-    return {**tested, **parts.config["eval"], "batch_norm": batch_norm}
+    return {**parts.config["eval"], **tested, "batch_norm": batch_norm}
 
 
 def draw_pictures(parts: Parts, episodes: FixedEpisodes, folder: Path, trackers: Trackers) -> None:
     """The curves of training, and the first test episodes with the model's predictions."""
     curves, episode = folder / "curves.png", folder / "episode.png"
     try:
-        pictures.curves(jsonlines.read(folder / "metrics.jsonl"), curves, parts.data.metric)
+        pictures.curves(jsonlines.read(folder / "metrics.jsonl"), curves, parts.protocol.metric)
         draw(parts.training.algorithm, episodes, parts.device, episode)
     except Exception as error:  # the number is worth more than its picture
         trackers.console.message(f"a picture could not be drawn: {error!r}")

@@ -1,22 +1,24 @@
 """What a data set, a sampler and an algorithm are. Nothing inherits from these: methods are enough.
 
-An algorithm may have six things more, which are used where they are found:
+An algorithm may have seven things more, which are used where they are found:
     regression = True               it predicts real values too, not classes alone;
-    features_suffice = True         `predict` and `measures` see examples through `backbone` alone,
+    features_suffice = True         what it predicts and measures needs examples' features alone,
                                     so that a test need embed each of them but once;
     tasks_apart = True              its loss is the mean of the tasks' own, none of which depends on
                                     the others, so that a few at a time will do as well;
     averages = True                 what its loss leaves behind, for the next, in floating-point
                                     buffers are means over tasks, as its gradient is, so that ranks
                                     may add up theirs;
-    measures(episodes)              {name: values [T]}, what its paper reports beside the accuracy,
-                                    computed on the test episodes and found in results.json; with
-                                    the accuracy itself (or mse) first, if that comes with it;
+    scores_are_log_p = False        softmax of its scores is not what it believes of the classes, so
+                                    that neither nll nor ece is told of it;
+    predict_and_measure(episodes)   what `predict` gives, and {name: values [T]}: what its paper
+                                    reports beside the accuracy, found in results.json;
     stages(episodes)                {inner steps: outputs [T, Q, way]}, for a regression's picture.
 A data set may have `own_tasks(split)`, the NamedTasks that its test (or validation) consists of, or
 None where tasks are drawn.
 A sampler may have a number `chunk`: how many of its batch's tasks are computed at once (0: as
-suits the device).
+suits the device); and `within_superclass`, true if all the classes of a task are of one superclass,
+which then names the task.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,13 +29,14 @@ import torch
 from torch import Tensor, nn
 
 from metarun.episodes import Episodes, Rows
+from metarun.functional.metrics import Metric
 
 
 class Data(Protocol):
     """A data set: three splits, "train", "val" and "test", opened when they are needed."""
 
     name: str
-    metric: str  # "accuracy" of classes, or "mse" of values
+    metric: Metric  # what its papers report
     checksum: str
     outlines: Mapping[str, Any]  # the splits, known by sizes and shapes but without examples
 

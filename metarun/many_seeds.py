@@ -19,6 +19,7 @@ from typing import Any
 
 from metarun import experiment
 from metarun.errors import Interrupted, UserError
+from metarun.functional.metrics import named
 from metarun.parts import Parts, build, build_optimizer, build_training
 from metarun.runs import checkpoint, report
 from metarun.runs import folder as runfolder
@@ -29,7 +30,7 @@ from metarun.signals import StopSignals
 from metarun.tables.statistics import over_seeds
 from metarun.testing.results import overall
 from metarun.tracking import jsonlines
-from metarun.tracking.console import Console, aligned, shown
+from metarun.tracking.console import Console, aligned
 from metarun.tracking.jsonlines import JsonLines, Record
 from metarun.tracking.trackers import Trackers
 from metarun.training.loop import Course
@@ -178,7 +179,7 @@ def rehearse(several: Sequence[Parts]) -> None:
 def train(runs: list[Run], console: Console, stop: StopSignals) -> dict[int, str]:
     """Meta-train runs that stand at the same step to the end of the plan; why seeds failed."""
     parts = runs[0].parts
-    plan, metric = parts.plan, parts.data.metric
+    plan, metric = parts.plan, parts.protocol.metric
     together = stacked([run.parts for run in runs])
     failed: dict[int, str] = {}
     stopping = False
@@ -191,7 +192,7 @@ def train(runs: list[Run], console: Console, stop: StopSignals) -> dict[int, str
                 plan,
                 parts.sampler.tasks,
                 metric,
-                validate=lambda: overall(run.parts.score(episodes), metric),
+                validate=lambda: overall(run.parts.score(episodes), metric.name),
                 save=partial(experiment.save, run.parts, run.job.folder),
                 stop=lambda: stopping,  # the same for all the seeds of a step
             )
@@ -277,8 +278,9 @@ def header(runs: list[Run], folder: Path) -> dict[str, str]:
 def rows(results: dict[int, dict[str, Any]]) -> dict[str, str]:
     """The tests' figures by seed, and their mean with its interval over seeds."""
     tests = {seed: results[seed]["test"] for seed in sorted(results)}
-    metric = next(iter(tests.values()))["metric"]
-    of_seeds = {f"seed {s}": shown(metric, test[metric], test["ci95"]) for s, test in tests.items()}
-    values = [math.nan if test[metric] is None else test[metric] for test in tests.values()]
+    metric = named(next(iter(tests.values()))["metric"])
+    figures = {seed: test[metric.name] for seed, test in tests.items()}
+    of_seeds = {f"seed {s}": metric.shown(figures[s], test["ci95"]) for s, test in tests.items()}
+    values = [math.nan if figure is None else figure for figure in figures.values()]
     half = over_seeds(values) if len(values) > 1 else None
-    return {**of_seeds, "mean": shown(metric, mean(values), half)}
+    return {**of_seeds, "mean": metric.shown(mean(values), half)}

@@ -22,6 +22,7 @@ from metarun.backbones.size import network_size
 from metarun.configs.rules import is_allowed, targets
 from metarun.device import Device
 from metarun.errors import UserError
+from metarun.functional.metrics import named, suiting
 from metarun.interfaces import Data, Sampler
 from metarun.seeds import stream, stream_seed
 from metarun.testing.fixed_episodes import FixedEpisodes
@@ -67,7 +68,7 @@ def build(config: Config) -> Parts:
     for key in keys:
         refuse_foreign_targets(config, key)  # before the data is prepared, which may take long
     data, sampler = instance(config, "data"), instance(config, "sampler")
-    plan, protocol = Plan(**config["train"]), protocol_of(config)
+    plan, protocol = Plan(**config["train"]), protocol_of(config, data)
     training_too = config["mode"] == "train"
     suitability.check_data(
         data, get_object(config["algo"]["_target_"]), sampler, protocol, plan, training_too
@@ -80,11 +81,13 @@ def build(config: Config) -> Parts:
     return Parts(config, chosen, data, sampler, plan, protocol, training, augment, network)
 
 
-def protocol_of(config: Config) -> Protocol:
-    """How the config tests."""
-    keys = ("way", "shot", "query", "episodes", "val_episodes", "seed", "tasks")
-    asked = {key: config["eval"].get(key) for key in keys}
-    return Protocol(instance(config, "eval.sampler"), **asked)
+def protocol_of(config: Config, data: Data) -> Protocol:
+    """How the config tests, and by what: the data's own metric unless another is asked for."""
+    asked, metric = dict(config["eval"]), data.metric
+    del asked["sampler"]
+    if name := asked.pop("metric"):
+        metric = named(name, suiting(data.metric, asked["way"]))
+    return Protocol(instance(config, "eval.sampler"), metric=metric, **asked)
 
 
 def build_training(config: Config, data: Data, device: Device) -> tuple[Training, dict[str, Any]]:

@@ -10,6 +10,7 @@ from metarun.augment.sequence import Augment
 from metarun.data.mixture import Mixture
 from metarun.episodes import Episodes
 from metarun.errors import UserError
+from metarun.functional.metrics import VALUES
 from metarun.interfaces import Algorithm, Data, Sampler
 from metarun.samplers.functions import Functions
 from metarun.testing.fixed_episodes import own_tasks
@@ -51,7 +52,7 @@ def check_training(
 
 def refuse_another_kind(data: Data, algorithm: Any, sampler: Sampler, protocol: Protocol) -> None:
     """Refuse an algorithm or a sampler that is not for functions, if the data has functions."""
-    if data.metric != "mse":
+    if data.metric.of != VALUES:
         return
     if not getattr(algorithm, "regression", False):
         raise UserError(
@@ -94,7 +95,7 @@ def refuse_impossible_tasks(
     data: Data, sampler: Sampler, protocol: Protocol, plan: Plan, training: bool
 ) -> None:
     """Refuse a split that is too small for the tasks that will be drawn from it."""
-    if training and data.metric != "mse" and not data.outlines["train"].classes:
+    if training and data.metric.of != VALUES and not data.outlines["train"].classes:
         raise UserError(
             f"data={data.name} has no classes to train on, all are for testing: train on other "
             "data, then mode=test checkpoint=RUN_FOLDER/checkpoints/best.pt"

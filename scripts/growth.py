@@ -29,6 +29,7 @@ from metarun.algos.protonet import ProtoNet
 from metarun.backbones.conv4 import Conv4
 from metarun.data.split import Split, stack_classes
 from metarun.device import choose
+from metarun.functional.metrics import ACCURACY
 from metarun.samplers.uniform import Uniform
 from metarun.training.loop import Plan, Progress, Training, fit
 
@@ -119,7 +120,7 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
         Uniform(*(case[key] for key in ("way", "shot", "query", "tasks"))),
         split.to(device.torch_device),
         device,
-        metric="accuracy",
+        metric=ACCURACY,
         validate=lambda: (0.0, 0.0),
         save=lambda best: None,
         stop=lambda: False,

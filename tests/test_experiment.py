@@ -373,7 +373,8 @@ def test_an_algorithms_own_measures(metarun):
     """In the results with mean and interval, in the file of episodes, and on the console."""
     maml = ["algo=maml", "sampler.tasks=2", "algo.measured_steps=[0,2]", "algo.test_steps=2"]
     test = metarun.run("name=a", *maml)["test"]
-    assert list(test["measures"]) == ["accuracy_after_0", "accuracy_after_2"]
+    own = ["accuracy_after_0", "accuracy_after_2"]
+    assert list(test["measures"]) == [*own, "macro_f1", "nll", "ece"]
     assert test["measures"]["accuracy_after_2"] == {"mean": test["accuracy"], "ci95": test["ci95"]}
     with open(metarun.folder / "outputs/a/episodes.csv") as file:
         rows = list(csv.DictReader(file))

@@ -9,6 +9,7 @@ from metarun.backbones.conv4 import Conv4
 from metarun.data import split as split_module
 from metarun.data.split import stack_classes
 from metarun.device import choose
+from metarun.functional.metrics import ACCURACY
 from metarun.samplers.ahead import rows_ahead
 from metarun.samplers.uniform import Uniform
 from metarun.seeds import stream
@@ -156,7 +157,7 @@ def losses(device, new_algorithm, optimizer, clip_norm):
         SAMPLER,
         some_split().to(device.torch_device),
         device,
-        metric="accuracy",
+        metric=ACCURACY,
         validate=lambda: (0.5, 0.1),
         save=lambda best: None,
         stop=lambda: False,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from metarun.episodes import Episodes, refuse_other_way
 from metarun.functional.embedding import out_dim
 from metarun.functional.inner_loop import outputs_after, refuse_running_statistics
-from metarun.functional.objective import after_each, measured, merit, per_task, query_loss
+from metarun.functional.objective import after_each, measured, query_loss
 
 
 class MAML(nn.Module):
@@ -80,10 +80,9 @@ class MAML(nn.Module):
         """Query outputs after each of `measured_steps` numbers of inner steps."""
         return self.outputs_after(episodes, self.measured_steps)
 
-    def measures(self, episodes: Episodes) -> dict[str, Tensor]:
-        """The figure of merit [T] of the prediction, and after each of `measured_steps` numbers of
-        inner steps, which are on the way to it."""
+    def predict_and_measure(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
+        """The prediction, and the figure [T] after each of `measured_steps` numbers of inner steps,
+        which are on the way to it."""
         outputs = self.outputs_after(episodes, [*self.measured_steps, self.test_steps])
-        predicted, targets = outputs[self.test_steps], episodes.query_y
         stages = {step: outputs[step] for step in self.measured_steps}
-        return {merit(targets): per_task(predicted, targets), **after_each(stages, targets)}
+        return outputs[self.test_steps], after_each(stages, episodes.query_y)

@@ -26,8 +26,6 @@ from metarun.functional.inner_loop import Params, refuse_torchs_batch_norm
 from metarun.functional.objective import (
     after_each,
     measured,
-    merit,
-    per_task,
     query_loss,
     task_loss,
 )
@@ -104,13 +102,12 @@ class MAMLPlusPlus(nn.Module):
         """Query scores after each of `measured_steps` numbers of inner steps."""
         return self.adapted(episodes, self.measured_steps)[0]
 
-    def measures(self, episodes: Episodes) -> dict[str, Tensor]:
-        """The accuracy [T] of the prediction, and after each of `measured_steps` numbers of inner
-        steps, which are on the way to it."""
+    def predict_and_measure(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
+        """The prediction, and the figure [T] after each of `measured_steps` numbers of inner steps,
+        which are on the way to it."""
         outputs, _ = self.adapted(episodes, [*self.measured_steps, self.inner_steps])
-        predicted, targets = outputs[self.inner_steps], episodes.query_y
         stages = {step: outputs[step] for step in self.measured_steps}
-        return {merit(targets): per_task(predicted, targets), **after_each(stages, targets)}
+        return outputs[self.inner_steps], after_each(stages, episodes.query_y)
 
     def loss_weights(self) -> list[float]:
         """The weight of each inner step in this outer step's loss; they sum to one (sec. 4)."""

@@ -140,7 +140,11 @@ class MANN(nn.Module):
             if k <= len(by_presentation)
         }
 
-    def measures(self, episodes: Episodes) -> dict[str, Tensor]:
+    def predict_and_measure(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
+        """The prediction, and the accuracy at each presentation of a class."""
+        return self.predict(episodes), self.by_presentation(episodes)
+
+    def by_presentation(self, episodes: Episodes) -> dict[str, Tensor]:
         """Accuracy at the 1st, 2nd, … 10th presentation of a class, each [T] (tables 1 and 2).
 
         Each task's examples, at most ten of a class, make one sequence, in an order as good as

@@ -33,6 +33,7 @@ class RelationNet(nn.Module):
     """
 
     features_suffice = True
+    scores_are_log_p = False  # relation scores in [0, 1], each by itself
 
     def __init__(self, backbone: nn.Module, width: int, hidden: int, batch_norm: str):
         super().__init__()

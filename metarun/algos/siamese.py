@@ -38,6 +38,7 @@ class Siamese(nn.Module):
     """
 
     features_suffice = True
+    scores_are_log_p = False  # how similar the classes are, each by itself
 
     def __init__(self, backbone: nn.Module, distortions: bool):
         super().__init__()
@@ -65,21 +66,22 @@ class Siamese(nn.Module):
     def predict(self, episodes: Episodes) -> Tensor:
         """Scores [T, Q, way]: the mean similarity, before its sigmoid, to the support examples of
         the class. With one example a class it is the paper's rule, the largest p (sec. 4.3)."""
+        return self.predict_and_measure(episodes)[0]
+
+    def predict_and_measure(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same, and the verification accuracy [T] at the threshold p = 1/2, over all pairs of a
+        query and a support example: the mean of the shares of pairs of the same class and of pairs
+        of different classes that are told right, so that both kinds weigh the same."""
         similarities = self.similarities(episodes)
         with torch.autocast(similarities.device.type, enabled=False):
-            return episodes.known(class_means(similarities.mT, episodes.support_y, episodes.way).mT)
-
-    def measures(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Verification accuracy [T] at the threshold p = 1/2, over all pairs of a query and a
-        support example: the mean of the shares of pairs of the same class and of pairs of
-        different classes that are told right, so that both kinds weigh the same."""
-        said_same = self.similarities(episodes) > 0
+            means = class_means(similarities.mT, episodes.support_y, episodes.way).mT
+        said_same = similarities > 0
         query_y, support_y = episodes.query_y[:, :, None], episodes.support_y[:, None]
         real = (query_y != PADDING) & (support_y != PADDING)
         same, other = real & (query_y == support_y), real & (query_y != support_y)  # [T, Q, S]
         positives = (said_same & same).sum(dim=(1, 2)) / same.sum(dim=(1, 2))
         negatives = (~said_same & other).sum(dim=(1, 2)) / other.sum(dim=(1, 2))
-        return {"verification_accuracy": (positives + negatives) / 2}
+        return episodes.known(means), {"verification_accuracy": (positives + negatives) / 2}
 
     def similarities(self, episodes: Episodes) -> Tensor:
         """Of each query with each support example, before the sigmoid: [T, Q, S]."""

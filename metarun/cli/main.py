@@ -33,6 +33,7 @@ from metarun.configs import rules as schema
 from metarun.configs.composing import plain, spelled
 from metarun.configs.rules import conf_folder, conf_folders
 from metarun.errors import DataChanged, Interrupted, InUse, UserError
+from metarun.functional.metrics import METRICS
 from metarun.runs import folder as runfolder
 from metarun.runs import rerun
 from metarun.runs.empty_folders import none_left_empty
@@ -142,13 +143,13 @@ def of_seed(config: DictConfig, folder: Path, hydra_config: HydraConf, number: i
 
 
 def objective(results: dict[str, Any]) -> float | None:
-    """What a search maximises: the best validation accuracy, or minus the lowest validation error.
+    """What a search maximises: the best validation, or minus it where less is better.
 
     Never a figure of the test, which would then be chosen by. None for a run without validation.
     """
     val = results.get("val") or {}
-    sign = {"accuracy": 1.0, "mse": -1.0}
-    return next((sign[m] * val[m] for m in sign if val.get(m) is not None), None)
+    known = (m.gain(val[m.name]) for m in METRICS.values() if val.get(m.name) is not None)
+    return next(known, None)
 
 
 def from_here(folder: Path) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun.errors import UserError
+from metarun.functional.metrics import named
 
 TARGETS = (
     "metarun.",
@@ -190,6 +191,8 @@ def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -
             value, spelled = values.get(key, needed), "none" if needed is None else shown(needed)
             if value != needed or any(k.startswith(f"{key}.") for k in values):
                 raise UserError(f"seeds={config['seeds']}: it needs {key}={spelled}, or seeds=1")
+    if asked := values.get("eval.metric"):
+        named(asked)
     name = values["device.name"]
     if not (name in ("auto", "cpu", "cuda") or re.fullmatch(r"cuda:\d+", name)):
         raise UserError(f"device.name={name}: choose auto, cpu, cuda or cuda:NUMBER")

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from metarun.data.split import CPU
 from metarun.data.store import SPLITS, sha256
 from metarun.errors import UserError
+from metarun.functional.metrics import MSE
 
 # draw(tasks, points, generator) -> x [T, N, 1], y [T, N, 1]
 Draw = Callable[[int, int, Generator], tuple[Tensor, Tensor]]
@@ -37,7 +38,7 @@ class Functions:
 class FunctionData:
     """A family as a data set; `description` says in words what decides its functions."""
 
-    metric = "mse"
+    metric = MSE
 
     def __init__(self, name: str, description: str, draw: Draw):
         self.name, self.description = name, description

@@ -13,6 +13,7 @@ from torch import Tensor
 from metarun.data.split import Split
 from metarun.data.store import SPLITS, DataSet, sha256
 from metarun.errors import UserError
+from metarun.functional.metrics import ACCURACY
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Mixture:
 class MixtureData:
     """Several data sets, the "sources", by name; a split lacks those that have no classes there."""
 
-    name, metric = "mixture", "accuracy"
+    name, metric = "mixture", ACCURACY
 
     def __init__(self, sources: Mapping[str, DataSet]):
         self.sources = dict(sources)

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 from metarun.data.split import Split
 from metarun.errors import UserError
+from metarun.functional.metrics import ACCURACY
 
 FORMAT = "1"  # of the prepared files; part of the folder's name
 SPLITS = ("train", "val", "test")
@@ -43,7 +44,7 @@ def data_folder() -> Path:
 class DataSet:
     """The prepared splits of one data set. Images are read when a split is opened, not before."""
 
-    metric = "accuracy"
+    metric = ACCURACY
 
     def __init__(self, name: str, files: dict[str, Path]):
         self.name = name

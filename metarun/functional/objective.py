@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metarun.episodes import PADDING, Episodes
+from metarun.functional.metrics import ACCURACY, MSE, Metric
 
 
 def task_loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -31,25 +32,21 @@ def class_loss(log_p: Tensor, episodes: Episodes) -> Tensor:
     return (surprise.sum(dim=1) / (episodes.query_y != PADDING).sum(dim=1)).mean()
 
 
-def per_task(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Each task's accuracy in [0, 1] or mean squared error: [T, Q, way], [T, Q, ...] -> [T]."""
-    if targets.is_floating_point():
-        return (outputs - targets).square().double().flatten(1).mean(dim=1)
-    right = (outputs.argmax(-1) == targets).double().sum(dim=1)
-    return right / (targets != PADDING).sum(dim=1)
-
-
-def merit(targets: Tensor) -> str:
-    """What `per_task` measures: "accuracy" for classes, "mse" for values."""
-    return "mse" if targets.is_floating_point() else "accuracy"
+def merit(targets: Tensor) -> Metric:
+    """What training watches: accuracy of classes, mean squared error of values."""
+    return MSE if targets.is_floating_point() else ACCURACY
 
 
 def measured(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """What the log shows of a batch of tasks: its mean accuracy, or its mean squared error."""
-    return {merit(targets): per_task(outputs.detach(), targets).mean()}
+    metric = merit(targets)
+    return {metric.name: metric.of_tasks(outputs.detach(), targets).mean()}
 
 
 def after_each(outputs: dict[int, Tensor], targets: Tensor) -> dict[str, Tensor]:
     """Each task's figure [T] after so many inner steps, as "accuracy_after_3" or "mse_after_3"."""
-    name = merit(targets)
-    return {f"{name}_after_{n}": per_task(values, targets) for n, values in outputs.items()}
+    metric = merit(targets)
+    return {
+        f"{metric.name}_after_{steps}": metric.of_tasks(values, targets)
+        for steps, values in outputs.items()
+    }

@@ -7,6 +7,7 @@ from metarun.backbones.batch_norm import modes_of
 from metarun.backbones.size import count_parameters, network_line
 from metarun.data.mixture import MixtureData
 from metarun.data.store import DataSet
+from metarun.functional.metrics import VALUES, Metric
 from metarun.interfaces import Algorithm, Data
 from metarun.parts import Parts
 from metarun.runs.job import Job
@@ -67,9 +68,9 @@ def by_split(counts: dict[str, int]) -> str:
     return f"{' / '.join(map(str, counts.values()))} ({' / '.join(counts)})"
 
 
-def task_kind(task: dict[str, Any], metric: str) -> str:
+def task_kind(task: dict[str, Any], metric: Metric) -> str:
     """What a task is, in a few words."""
-    if metric == "mse":
+    if metric.of == VALUES:
         return f"regression from {task['shot']} points, {task['query']} query points"
     least = task["sampler"].get("least_way", task["way"])
     way = f"{task['way']}" if least == task["way"] else f"{least}- to {task['way']}"
@@ -87,7 +88,7 @@ def batch_norm(algorithm: Algorithm) -> str:
     return ", ".join(sorted({*map(str, modes), *modes_of(algorithm.modules())})) or "none"
 
 
-def training_facts(progress: Progress, metric: str, peak_memory: float | None) -> dict[str, Any]:
+def training_facts(progress: Progress, metric: Metric, peak_memory: float | None) -> dict[str, Any]:
     """How the tested model was trained and chosen: the `train` and `val` parts of the results.
 
     `peak_memory`, in MiB, is that of the training just done, if any was.
@@ -102,7 +103,7 @@ def training_facts(progress: Progress, metric: str, peak_memory: float | None) -
             "peak_memory_mib": peak_memory and round(peak_memory, 1),
         },
         "val": {
-            metric: progress.best,
+            metric.name: progress.best,
             "ci95": progress.best_ci95,
             "step": progress.best_step,
         }

@@ -46,6 +46,11 @@ class Variable:
     tasks: int
     chunk: int = 0  # tasks that the training step computes at once; 0: as suits
 
+    @property
+    def within_superclass(self) -> bool:
+        """Whether all the classes of a task are of one superclass."""
+        return self.classes == "superclass"
+
     def check(self, split: Examples) -> None:
         """Raise UserError when the keys do not fit together, or the split is too small."""
         if self.classes not in CLASSES:

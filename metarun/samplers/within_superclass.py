@@ -24,6 +24,8 @@ class WithinSuperclass(Uniform):
     several sources, each task comes from one of those that have such a superclass.
     """
 
+    within_superclass = True
+
     def check(self, split: Examples) -> None:
         """Raise UserError when no superclass of the split is large enough for these tasks."""
         refuse_too_small_superclasses(split, way=self.way, shot=self.shot, query=self.query)

@@ -12,6 +12,7 @@ from metarun.configs.composing import content_of
 from metarun.configs.differences import differences
 from metarun.configs.rules import UNSEEN, nearest, shown
 from metarun.errors import UserError
+from metarun.functional.metrics import named
 from metarun.runs import folder as runfolder
 from metarun.tables.cells import run_name
 
@@ -71,8 +72,7 @@ def read(path: Path) -> dict[str, Any]:
         check("table", content, TABLE, optional=("notes",))
         for cell in content["cells"]:
             check("table.cells", cell, CELL, optional=("label", "measure"))
-        if content["metric"] not in ("accuracy", "mse"):
-            raise UserError(f"table.metric={content['metric']}: choose one of accuracy, mse")
+        named(content["metric"], key="table.metric")
         if not all(isinstance(seed, int) for seed in content["seeds"]):
             raise UserError(f"table.seeds={shown(content['seeds'])}: whole numbers are needed")
     except UserError as error:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metarun.functional.metrics import kind_of
 from metarun.tables import statistics
 from metarun.tables.cells import Run
 
@@ -32,7 +33,7 @@ class Figure(NamedTuple):
 def figure(runs: list[Run], measure: str | None = None) -> Figure:
     """The test's figure of these runs, or another `measure` of the test. They have one data set."""
     name = measure or runs[0].results["test"]["metric"]
-    scale = 1 if name.startswith("mse") else 100
+    scale = kind_of(name).scale
     values = {str(run.folder): scale * value(run, measure) for run in runs}
     tests = [run.results["test"] for run in runs]
     each = [scale * np.array(run.episodes(measure)) for run in runs]
@@ -44,9 +45,9 @@ def figure(runs: list[Run], measure: str | None = None) -> Figure:
         values,
         float(np.mean(list(values.values()))),
         statistics.over_seeds(list(values.values())),
-        statistics.closed(episodes),
-        statistics.open_(episodes, disjoint),
-        statistics.spread(episodes),
+        statistics.closed(there_are(episodes, name)),
+        statistics.open_(there_are(episodes, name), disjoint),
+        statistics.spread(there_are(episodes, name)),
         episodes,
         disjoint,
         tests[0]["episodes_sha256"] if alike else "",
@@ -71,7 +72,7 @@ def pairs(figures: dict[str, Figure]) -> list[dict[str, Any]]:
         alike = a.sha256 == b.sha256 and kind(a.name) == kind(b.name)
         if not alike or not a.sha256 or not len(a.episodes):
             continue
-        difference = a.episodes - b.episodes
+        difference = there_are(a.episodes - b.episodes, a.name)
         found.append(
             {
                 "first": first,
@@ -83,6 +84,11 @@ def pairs(figures: dict[str, Figure]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def there_are(values: np.ndarray, name: str) -> np.ndarray:
+    """Those of the episodes' figures [E] that exist: a query set of one class has no AUROC."""
+    return values[~np.isnan(values)] if kind_of(name).may_skip else values
 
 
 def kind(name: str) -> str:

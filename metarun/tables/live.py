@@ -12,10 +12,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from metarun.functional.metrics import ACCURACY, named
 from metarun.tables import cells
 from metarun.tables.cells import Run
 from metarun.tables.summary import told_apart
-from metarun.tracking.console import metric_of, plain, shown
+from metarun.tracking.console import metric_of, plain
 
 SECONDS = 2.0  # between two looks at the folders
 LINES = 30  # runs that the live table shows at most
@@ -112,7 +113,7 @@ def standing(run: Run) -> str:
     test = run.results.get("test")
     if not test:
         return run.state
-    return f"test {test['metric']} {shown(test['metric'], run.value, test['ci95'])}"
+    return f"test {test['metric']} {named(test['metric']).shown(run.value, test['ci95'])}"
 
 
 def progress(run: Run) -> tuple[str, str]:
@@ -127,7 +128,7 @@ def progress(run: Run) -> tuple[str, str]:
 
 def record_shown(record: dict[str, Any]) -> str:
     """The best validation so far."""
-    return shown(metric_of(record, "val/") or "accuracy", record["val/best"])
+    return (metric_of(record, "val/") or ACCURACY).shown(record["val/best"])
 
 
 def last_records(path: Path, kilobytes: int = 64) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from statistics import mean
 
 from metarun.errors import UserError
+from metarun.functional.metrics import VALUES, named
 from metarun.tables.render import half, rank, shown
 from metarun.tables.statistics import over_seeds
 
@@ -60,7 +61,7 @@ def place(cells: dict[tuple[str, str], list[Run]], name: str, columns: list[str]
 def task(run: Run) -> str:
     """The test task, as the head of its column."""
     test = run["test"]
-    way = "" if test["metric"] == "mse" else f"{test['way']}-way "
+    way = "" if named(test["metric"]).of == VALUES else f"{test['way']}-way "
     return f"{run['names']['data']}, {way}{test['shot']}-shot"
 
 
@@ -72,7 +73,7 @@ def figure(run: Run) -> float:
 
 def scale(run: Run) -> int:
     """What the test's figure and its half-width are multiplied by to be shown."""
-    return 100 if run["test"]["metric"] == "accuracy" else 1
+    return named(run["test"]["metric"]).scale
 
 
 def cell(runs: list[Run]) -> str:

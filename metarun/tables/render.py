@@ -9,6 +9,7 @@ from typing import Any
 from filelock import FileLock
 
 from metarun.configs.rules import nearest
+from metarun.functional.metrics import named
 from metarun.runs import folder as runfolder
 from metarun.tables import statistics
 from metarun.tables.cells import Run, read
@@ -131,7 +132,7 @@ def ours(found: Figure, cell: dict[str, Any], metric: str, comparable: bool) -> 
         difference = found.mean - cell["paper"]
         half = statistics.together(found.over_seeds, found.closed, cell["ci95"] or math.nan)
         row |= {"difference": difference, "difference_ci95": half}
-        row["verdict"] = verdict(-difference if metric == "mse" else difference, half)
+        row["verdict"] = verdict(named(metric).gain(difference), half)
     return row
 
 
@@ -237,7 +238,7 @@ def numbers(row: Row) -> dict[str, str]:
     said = row.get("verdict") or "–"
     if row["conditions"]:
         said = f"none: {' '.join(row['conditions'])}"
-    unit = "" if row.get("metric") == "mse" else " %"
+    unit = named(row["metric"]).unit if "metric" in row else ""
     return {
         "cell": row["cell"],
         "paper": paper,
@@ -301,7 +302,7 @@ def rank(figure: float, metric: str) -> float:
     """Less for what is better, most for what is not a number."""
     if math.isnan(figure):
         return math.inf
-    return figure if metric == "mse" else -figure
+    return -named(metric).gain(figure)
 
 
 def half(number: float | None) -> str:
@@ -383,7 +384,7 @@ def picture(about: dict[str, Any], rows: list[Row], path: Path) -> None:
             axes.errorbar(row["ours"], i + 0.12, xerr=width, fmt="o", color=LINE, label="ours")
     axes.set_yticks(range(len(rows)), [row["cell"] for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("mean squared error" if about["metric"] == "mse" else "accuracy in %")
+    axes.set_xlabel(named(about["metric"]).label)
     axes.set_title(title(about, rows), fontsize=9, wrap=True)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if handles:

@@ -17,21 +17,12 @@ import math
 
 import numpy as np
 
-from metarun.testing.confidence import Z95
-
-
-def student(freedom: float) -> float:
-    """The 97.5 % quantile of Student's t with this many degrees of freedom, at least 1."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(freedom, 0.975))
+from metarun.testing.confidence import Z95, of_few, student
 
 
 def over_seeds(values: list[float]) -> float:
     """Half-width of the mean of independent trainings, by Student's t; nan for one."""
-    if len(values) < 2:
-        return math.nan
-    return student(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return math.nan if any(map(math.isnan, values)) else of_few(values)
 
 
 def closed(episodes: np.ndarray) -> float:

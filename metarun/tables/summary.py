@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun.configs.rules import flat, shown
+from metarun.functional.metrics import named
 from metarun.runs import folder as runfolder
 from metarun.tables.cells import UNNAMED, Run, below
 from metarun.tables.figures import Figure, figure, pairs
@@ -74,7 +75,7 @@ def markdown(
     metric = {name: runs[0].results["test"]["metric"] for name, runs in groups.items()}
     for name in sorted(figures, key=lambda name: rank(figures[name].mean, metric[name])):
         found = figures[name]
-        unit = "" if metric[name] == "mse" else " %"
+        unit = named(metric[name]).unit
         halves = [number(h) for h in (found.over_seeds, found.closed, found.open)]
         seeds = sorted(run.results["config"]["seed"] for run in groups[name])
         mean = f"{number(found.mean)}{unit}"

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from metarun.backbones.batch_norm import modes_of
 from metarun.device import Device
-from metarun.functional.objective import merit, per_task
+from metarun.functional.metrics import Metric, measures_for
+from metarun.functional.objective import merit
 from metarun.interfaces import Algorithm
 from metarun.testing.fixed_episodes import FixedEpisodes, RowEpisodes
 
@@ -23,12 +24,15 @@ def answers(
     *,
     tasks: int,
     device: Device,
+    metric: Metric | None = None,
     measures: bool = False,
 ) -> dict[str, Tensor]:
-    """Each episode's figures [E], float64, `tasks` episodes at once: first accuracy or mse.
+    """Each episode's figures [E], float64, `tasks` episodes at once: first that of `metric`, or of
+    accuracy or mse without one.
 
-    With `measures` those follow that the algorithm's paper reports beside it. The algorithm is in
-    evaluation mode meanwhile. No graph is kept, but an algorithm may differentiate within.
+    With `measures` those follow that the algorithm's paper reports beside it, and the other metrics
+    that make sense. The algorithm is in evaluation mode meanwhile. No graph is kept, but an
+    algorithm may differentiate within.
     """
     was_training = algorithm.training
     algorithm.eval()
@@ -36,12 +40,17 @@ def answers(
     with device.autocast(), embedded_once(algorithm, episodes, tasks) as (episodes, tasks):
         for start in range(0, len(episodes), tasks):
             batch = episodes.batch(slice(start, start + tasks))
-            figures = (
-                algorithm.measures(batch) if measures and hasattr(algorithm, "measures") else {}
-            )
-            metric = merit(batch.query_y)
-            if metric not in figures:
-                figures = {metric: per_task(algorithm.predict(batch), batch.query_y), **figures}
+            main, own = metric or merit(batch.query_y), {}
+            if measures and hasattr(algorithm, "predict_and_measure"):
+                outputs, own = algorithm.predict_and_measure(batch)
+            else:
+                outputs = algorithm.predict(batch)
+            others = measures_for(main, batch.way, log_p=scores_are_log_p(algorithm))
+            figures = {
+                main.name: main.of_tasks(outputs, batch.query_y),
+                **own,
+                **{m.name: m.of_tasks(outputs, batch.query_y) for m in others if measures},
+            }
             batches.append({name: values.double() for name, values in figures.items()})
     algorithm.train(was_training)
     return {name: torch.cat([figures[name] for figures in batches]).cpu() for name in batches[0]}
@@ -77,3 +86,8 @@ def features_suffice(algorithm: Any) -> bool:
     if not vars(predicts).get("features_suffice", False):
         return False
     return set(modes_of(algorithm.backbone.modules())) <= {"running"}
+
+
+def scores_are_log_p(algorithm: Any) -> bool:
+    """Whether softmax of its scores is what it believes of the classes."""
+    return getattr(algorithm, "scores_are_log_p", True)

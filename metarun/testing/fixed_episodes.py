@@ -36,6 +36,10 @@ class FixedEpisodes(Protocol):
         """How many tasks without a common example their examples would make."""
 
     @property
+    def task_names(self) -> tuple[str, ...] | None:
+        """What each task is called [E]; None if they have no names."""
+
+    @property
     def sha256(self) -> str:
         """Identifies the episodes: results with equal values can be paired episode by episode."""
 
@@ -46,6 +50,7 @@ class RowEpisodes:
 
     split: Examples
     rows: Rows
+    within_superclass: bool = False  # all the classes of a task are of one
 
     def __len__(self) -> int:
         return len(self.rows.support)
@@ -93,6 +98,16 @@ class RowEpisodes:
         return room(self.rows, self.split.first_row)
 
     @property
+    def task_names(self) -> tuple[str, ...] | None:
+        """The superclass of each task, if every task's classes are drawn from one."""
+        if not self.within_superclass:
+            return None
+        # An example that only fills up a task stands at the end.
+        rows = self.rows.support[:, 0].contiguous()
+        classes = torch.searchsorted(self.split.first_row, rows, right=True) - 1
+        return tuple(self.split.superclasses[i] for i in self.split.superclass[classes].tolist())
+
+    @property
     def sha256(self) -> str:
         """Hash of the rows and labels."""
         return digest(tensor for tensor in self.rows if isinstance(tensor, Tensor))
@@ -121,6 +136,10 @@ class FunctionEpisodes:
     def disjoint(self) -> int:
         """All of them: each function is drawn anew."""
         return len(self)
+
+    @property
+    def task_names(self) -> None:
+        """A function has no name."""
 
     @property
     def sha256(self) -> str:
@@ -170,7 +189,8 @@ def fixed_episodes(
     """
     generator, sampler = stream(seed, name), replace(sampler, tasks=DRAWN_AT_ONCE)
     drawn = [sampler.draw(split, generator) for _ in range(0, episodes, DRAWN_AT_ONCE)]
-    return RowEpisodes(split, joined(drawn).of_tasks(slice(episodes)))
+    rows = joined(drawn).of_tasks(slice(episodes))
+    return RowEpisodes(split, rows, getattr(sampler, "within_superclass", False))
 
 
 def fixed_functions(

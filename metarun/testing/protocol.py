@@ -9,6 +9,7 @@ from torch import Tensor
 from metarun import ranks
 from metarun.data.mixture import Mixture
 from metarun.device import Device
+from metarun.functional.metrics import Metric
 from metarun.interfaces import Algorithm, Data, TestSampler
 from metarun.samplers.functions import Functions
 from metarun.testing.answers import answers
@@ -35,6 +36,7 @@ class Protocol:
     val_episodes: int
     seed: int
     tasks: int  # answered at once
+    metric: Metric
 
     def episodes_of(
         self, data: Data, split: str, count: int, device: torch.device
@@ -64,8 +66,8 @@ class Protocol:
         device: Device,
         measures: bool = False,
     ) -> Figures:
-        """Each episode's figures: accuracy or mse, and with `measures` the algorithm's own. Every
-        rank computes its share of them."""
+        """Each episode's figures: the metric's, and with `measures` those that stand beside it.
+        Every rank computes its share of them."""
         with ranks.agreed():
             own = {
                 source: of_source.part(ranks.share(len(of_source)))
@@ -91,7 +93,12 @@ class Protocol:
         """As `score`, of all the episodes by this process alone."""
         return {
             source: answers(
-                algorithm, of_source, tasks=self.tasks, device=device, measures=measures
+                algorithm,
+                of_source,
+                tasks=self.tasks,
+                device=device,
+                metric=self.metric,
+                measures=measures,
             )
             for source, of_source in episodes.items()
         }

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 
+from metarun.functional.metrics import METRICS, Metric, kind_of, named
 from metarun.tracking.jsonlines import Record
 
 PLAIN_SECONDS = 60  # between two training lines of a plain log, unless a tenth of the steps passed
@@ -81,13 +82,13 @@ class Console:
             self.last_line = (step, now)
             plain("  ".join([self.step(step), *numbers, self.time_left(step, now)]).rstrip())
 
-    def validation(self, record: Record, metric: str) -> str:
+    def validation(self, record: Record, metric: Metric) -> str:
         """One line, as in: step 200  val 87.31 ± 0.84 %  best."""
-        value = record[f"val/{metric}"]
+        value = record[f"val/{metric.name}"]
         best = value == record.get("val/best", value) and value != self.best
         self.best = record.get("val/best", value)
         text = (
-            f"{self.step(int(record['step']))}  val {shown(metric, value, record.get('val/ci95'))}"
+            f"{self.step(int(record['step']))}  val {metric.shown(value, record.get('val/ci95'))}"
         )
         return text + ("  best" if best else "")
 
@@ -135,11 +136,9 @@ class Bar:
 
 def train_numbers(record: Record) -> list[str]:
     numbers = [f"loss {record['train/loss']:.4f}"]
-    for name in ("accuracy", "verification_accuracy"):
+    for name in (*METRICS, "verification_accuracy"):
         if f"train/{name}" in record:
-            numbers.append(f"{name.replace('_', ' ')} {100 * record[f'train/{name}']:.1f} %")
-    if "train/mse" in record:
-        numbers.append(f"mse {record['train/mse']:.4f}")
+            numbers.append(f"{words(name)} {kind_of(name).brief(record[f'train/{name}'])}")
     if "train/episodes_per_second" in record:
         numbers.append(f"{record['train/episodes_per_second']:.0f} episodes/s")
     return numbers
@@ -150,21 +149,26 @@ def result_rows(results: dict) -> dict[str, str]:
     test, val, train = (results.get(part) or {} for part in ("test", "val", "train"))
     rows = {}
     if test:
-        tested = str(metric_of(test))
-        rows[f"test {tested}"] = shown(tested, test[tested], test.get("ci95"))
+        metric = named(test["metric"])
+        rows[f"test {words(metric.name)}"] = metric.shown(test[metric.name], test.get("ci95"))
         if "errors" in test:
-            rows["test error"] = shown(tested, test["error"], test.get("ci95"))
+            rows["test error"] = metric.shown(test["error"], test.get("ci95"))
             each = " ".join(f"{100 * error:.4g}" for error in test["errors"].values())
             rows["of each task"] = f"{each} %"
         for source, of_source in test.get("sources", {}).items():
-            rows[f"  {source}"] = shown(tested, of_source[tested], of_source["ci95"])
+            rows[f"  {source}"] = metric.shown(of_source[metric.name], of_source["ci95"])
         for name, measure in (test.get("measures") or {}).items():
-            kind = "mse" if name.startswith("mse") else "accuracy"
-            rows[name.replace("_", " ")] = shown(kind, measure["mean"], measure["ci95"])
+            rows[words(name)] = kind_of(name).shown(measure["mean"], measure["ci95"])
+        if over := test.get("over_tasks"):
+            figure = metric.shown(over[metric.name], over["ci95"])
+            rows["mean of tasks"] = f"{figure}, interval over {over['tasks']} tasks"
+        if skipped := test.get("skipped"):
+            rows["skipped"] = f"{skipped} episodes, whose queries are of one class"
         each = " of each source" if "sources" in test else ""
         rows["test episodes"] = f"{test['episodes']}{each}, interval of 95 %"
-    if metric := metric_of(val):
-        rows[f"val {metric}"] = shown(metric, val[metric], val.get("ci95"))
+    if validated := metric_of(val):
+        value = val[validated.name]
+        rows[f"val {words(validated.name)}"] = validated.shown(value, val.get("ci95"))
     if "steps" in train:
         rows["trained for"] = f"{train['steps']} steps"
     if train.get("peak_memory_mib"):
@@ -176,19 +180,14 @@ def result_rows(results: dict) -> dict[str, str]:
     return rows
 
 
-def metric_of(values: dict, prefix: str = "") -> str | None:
-    """Which of the metrics the values have: "accuracy", "mse" or neither."""
-    return next((name for name in ("accuracy", "mse") if f"{prefix}{name}" in values), None)
+def metric_of(values: dict, prefix: str = "") -> Metric | None:
+    """Which of the metrics the values have, if any."""
+    return next((m for name, m in METRICS.items() if f"{prefix}{name}" in values), None)
 
 
-def shown(metric: str, value: float | None, ci95: float | None = None) -> str:
-    """An accuracy in [0, 1] in percent, a mean squared error as it is, with the half-width of its
-    interval if it has one."""
-    if value is None or not math.isfinite(value):  # None: as results.json has it
-        return "not a number"
-    unit, scale, places = (" %", 100, 2) if metric == "accuracy" else ("", 1, 4)
-    half = "" if ci95 is None else f" ± {scale * ci95:.{places}f}"
-    return f"{scale * value:.{places}f}{half}{unit}"
+def words(name: str) -> str:
+    """The name of a measure, to be read."""
+    return name.replace("_", " ")
 
 
 def duration(seconds: float) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from metarun.functional.metrics import ACCURACY, VALUES, Metric
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -20,12 +22,11 @@ LINE, PALE, GOOD, BAD, GREY = "#1f5fa8", "#a9c4e4", "#2e8b57", "#c8402f", "#6666
 ROWS, SUPPORT, QUERIES = 10, 5, 6  # classes, and examples of each, shown at most
 
 
-def curves(records: list[dict], path: Path, metric: str = "accuracy") -> bool:
-    """Draws loss and `metric` ("accuracy", "mse") against the step; False, and no file, if there is
-    nothing to draw."""
-    scale, unit = (100, " %") if metric == "accuracy" else (1, "")
+def curves(records: list[dict], path: Path, metric: Metric = ACCURACY) -> bool:
+    """Draws loss and `metric` against the step; False, and no file, if there is nothing to draw."""
+    scale, unit, name = metric.scale, metric.unit, metric.name
     train = column(records, "train/loss")
-    val = column(records, f"val/{metric}")
+    val = column(records, f"val/{name}")
     if not train[0] and not val[0]:
         return False
     figure = new_figure(9, 3.4)
@@ -36,7 +37,7 @@ def curves(records: list[dict], path: Path, metric: str = "accuracy") -> bool:
         loss.plot(*column(records, "val/loss"), color=LINE, marker=dots(val[0]), label="validation")
     loss.set_ylabel("loss")
 
-    steps, values = column(records, f"train/{metric}")
+    steps, values = column(records, f"train/{name}")
     merit.plot(steps, [scale * v for v in values], color=PALE, linewidth=1, label="train")
     steps, values = val
     if steps:
@@ -46,28 +47,28 @@ def curves(records: list[dict], path: Path, metric: str = "accuracy") -> bool:
             marker=dots(steps),
             label="validation",
         )
-        bounds = [r for r in records if r.get(f"val/{metric}") is not None and "val/ci95" in r]
+        bounds = [r for r in records if r.get(f"val/{name}") is not None and "val/ci95" in r]
         merit.fill_between(
             [r["step"] for r in bounds],
-            [scale * (r[f"val/{metric}"] - (r["val/ci95"] or 0)) for r in bounds],
-            [scale * (r[f"val/{metric}"] + (r["val/ci95"] or 0)) for r in bounds],
+            [scale * (r[f"val/{name}"] - (r["val/ci95"] or 0)) for r in bounds],
+            [scale * (r[f"val/{name}"] + (r["val/ci95"] or 0)) for r in bounds],
             color=LINE,
             alpha=0.15,
             linewidth=0,
         )
-    test = next((r for r in reversed(records) if r.get(f"test/{metric}") is not None), None)
+    test = next((r for r in reversed(records) if r.get(f"test/{name}") is not None), None)
     if test:
-        text = f"test {scale * test[f'test/{metric}']:.2f}"
+        text = f"test {scale * test[f'test/{name}']:.2f}"
         if test.get("test/ci95") is not None:
             text += f" ± {scale * test['test/ci95']:.2f}"
         merit.axhline(
-            scale * test[f"test/{metric}"],
+            scale * test[f"test/{name}"],
             color=GOOD,
             linestyle=(0, (4, 3)),
             label=f"{text}{unit}",
         )
-    merit.set_ylabel("accuracy, %" if metric == "accuracy" else "mean squared error")
-    if metric == "mse":
+    merit.set_ylabel(metric.label)
+    if metric.of == VALUES:
         merit.set_yscale("log")
 
     for axes in (loss, merit):

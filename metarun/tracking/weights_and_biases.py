@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun.errors import UserError
+from metarun.functional.metrics import METRICS
 from metarun.tracking.jsonlines import Record
 
 PROBE_SECONDS = 3  # for the service to show that it is there
@@ -265,7 +266,7 @@ def flat(results: dict) -> dict[str, Any]:
     }
     for name, measure in ((results.get("test") or {}).get("measures") or {}).items():
         summary[f"test/{name}"] = measure["mean"]
-    for metric in {"accuracy", "mse"} & (results.get("val") or {}).keys():
+    for metric in METRICS.keys() & (results.get("val") or {}).keys():
         summary["val/best"] = results["val"][metric]
     return summary
 

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from metarun.device import Device
 from metarun.errors import Interrupted, UserError
+from metarun.functional.metrics import Metric
 from metarun.interfaces import Algorithm, Sampler
 from metarun.samplers.ahead import can_draw_ahead, rows_ahead
 from metarun.tracking.jsonlines import Record
@@ -50,7 +51,7 @@ class Progress:
     step: int = 0
     episodes: int = 0
     seconds: float = 0.0  # of training itself, without validation
-    best: float = math.nan  # of the validations: the highest accuracy, or the lowest error
+    best: float = math.nan  # of the validations
     best_ci95: float = math.nan
     best_step: int = 0
     vals_since_best: int = 0
@@ -74,14 +75,14 @@ def fit(
     split: Any,
     device: Device,
     *,
-    metric: str,
+    metric: Metric,
     validate: Callable[[], tuple[float, float]],
     save: Callable[[bool], None],
     stop: Callable[[], bool],
 ) -> Iterator[Record]:
     """Train to the end of `plan`, yielding a record at each line of the log and each validation.
 
-    `validate()` gives `metric` ("accuracy", "mse") on the validation episodes and its half-width;
+    `validate()` gives `metric` on the validation episodes and its half-width;
     `save(best)` stores `training`; on "trainval" nothing is validated, and every state that is
     stored counts as the best. When `stop()` turns true, the state is saved and Interrupted raised.
     A loss that is not finite raises UserError, and nothing is saved after it. Several ranks
@@ -107,7 +108,7 @@ class Course:
     training: Training
     plan: Plan
     tasks: int
-    metric: str
+    metric: Metric
     validate: Callable[[], tuple[float, float]]
     save: Callable[[bool], None]
     stop: Callable[[], bool]
@@ -143,7 +144,7 @@ class Course:
         elif validating:
             refuse_lost_weights(self.training.algorithm, now.step)
             value, ci95 = self.validate()
-            best = is_better(value, now.best, self.metric)
+            best = self.metric.better(value, now.best)
             if best:
                 now.best, now.best_ci95, now.best_step = value, ci95, now.step
                 now.vals_since_best = 0
@@ -152,7 +153,7 @@ class Course:
             yield {
                 "step": now.step,
                 "episodes": now.episodes,
-                f"val/{self.metric}": value,
+                f"val/{self.metric.name}": value,
                 "val/ci95": ci95,
                 "val/best": now.best,
             }
@@ -189,11 +190,6 @@ def steps(
             take = CapturedStep(on_rows, optimizer, CudaGraph(device.torch_device))
     for rows in rows_ahead(sampler, split, training.generator):
         yield take(rows)
-
-
-def is_better(value: float, best: float, metric: str) -> bool:
-    """Whether `value` beats the best so far, which is not a number before the first."""
-    return math.isnan(best) or (value < best if metric == "mse" else value > best)
 
 
 def refuse_lost_weights(algorithm: Algorithm, step: int) -> None:

@@ -83,8 +83,12 @@ def test_a_regression_equals_the_plain_loop(steps, first_order):
 
 def test_stages_of_a_regression():
     algorithm, episodes = regression(), tasks.some_functions(tasks=3)
-    stages, measures = algorithm.stages(episodes), algorithm.measures(episodes)
-    assert list(measures) == ["mse", *(f"mse_after_{n}" for n in (0, 1, 3))]
+    stages, (outputs, measures) = (
+        algorithm.stages(episodes),
+        algorithm.predict_and_measure(episodes),
+    )
+    assert torch.equal(outputs, algorithm.predict(episodes))
+    assert list(measures) == [f"mse_after_{n}" for n in (0, 1, 3)]
     for steps, values in stages.items():
         assert values.shape == episodes.query_y.shape
         wanted = (values - episodes.query_y).square().mean(dim=(1, 2))
@@ -101,7 +105,9 @@ def test_it_learns_to_adapt_to_sine_curves():
 
     def errors():
         with torch.no_grad():
-            return {name: v.mean().item() for name, v in algorithm.measures(test).items()}
+            return {
+                name: v.mean().item() for name, v in algorithm.predict_and_measure(test)[1].items()
+            }
 
     before, optimizer = errors(), torch.optim.Adam(algorithm.parameters(), 0.003)
     for _ in range(300):

@@ -164,7 +164,7 @@ def test_each_training_step_is_an_outer_step():
     for step in range(3):
         assert algorithm.outer_step == step
         algorithm.predict(episodes)
-        algorithm.measures(episodes)
+        algorithm.predict_and_measure(episodes)[1]
         algorithm.loss(episodes)
 
 
@@ -255,7 +255,7 @@ def test_tests_move_no_statistics():
     before = {key: b.clone() for key, b in algorithm.named_buffers()}
     with torch.no_grad():
         algorithm.predict(episodes)
-        algorithm.measures(episodes)
+        algorithm.predict_and_measure(episodes)[1]
     assert all(torch.equal(b, before[key]) for key, b in algorithm.named_buffers())
     assert algorithm.outer_step == 5
 

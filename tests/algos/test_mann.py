@@ -328,7 +328,7 @@ def test_fewer_classes_than_outputs():
     wanted = r"way=5, but the labels are for 4 classes: lower eval.way, set way to 5"
     for use, batch in [
         (algorithm.predict, some_episodes(way=5)),
-        (algorithm.measures, some_episodes(way=5)),
+        (algorithm.predict_and_measure, some_episodes(way=5)),
         (algorithm.loss, some_sequences(way=5)),
     ]:
         with pytest.raises(UserError, match=wanted):
@@ -373,7 +373,7 @@ def test_measures_of_one_who_needs_to_be_told_twice(labels, query, presentations
         return torch.where(times[..., None] >= 2, truth, 1 - truth), state
 
     monkeypatch.setattr(algorithm, "present", answer)
-    figures = algorithm.measures(episodes)
+    figures = algorithm.by_presentation(episodes)
     names = [f"accuracy_presentation_{k}" for k in range(1, presentations + 1)]
     assert list(figures) == names
     for k, name in enumerate(names, start=1):
@@ -384,7 +384,7 @@ def test_measures_of_one_who_needs_to_be_told_twice(labels, query, presentations
         assert [task[:, 0].tolist().count(c) for c in range(way)] == [presentations] * way
     assert len({tuple(task[:, 0].tolist()) for task in z}) == 4  # each task in its own order
     alone = episodes._replace(**{k: getattr(episodes, k)[2:3] for k in episodes._fields[:4]})
-    algorithm.measures(alone)
+    algorithm.by_presentation(alone)
     assert torch.equal(shown[1], z[2:3])  # whatever else is in the batch
 
 
@@ -395,7 +395,7 @@ def test_measures_equal_the_loss_of_the_same_sequence():
     shown = []
     present = algorithm.present
     algorithm.present = lambda *given: shown.append(given) or present(*given)
-    figures = algorithm.measures(episodes)
+    figures = algorithm.by_presentation(episodes)
     z, labels, _ = shown[0]
     everything = torch.cat([episodes.support_x, episodes.query_x], dim=1)[0]
     all_y = torch.cat([episodes.support_y, episodes.query_y], dim=1)[0]
@@ -496,7 +496,7 @@ def test_from_the_command_line(metarun):
     results = metarun.run("algo=mann", "sampler.presentations=3", "name=mann")
     assert results["status"] == "finished"
     names = [f"accuracy_presentation_{k}" for k in range(1, 7)]  # shot=1 query=5
-    assert list(results["test"]["measures"]) == names
+    assert list(results["test"]["measures"])[: len(names)] == names
 
 
 def test_string_labels_from_the_command_line(metarun):

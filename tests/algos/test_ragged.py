@@ -140,6 +140,6 @@ def test_padding_changes_no_loss_that_draws(name):
 
 def test_measures_of_siamese_networks_leave_padding_out():
     algorithm, alone = build("siamese", "none"), tasks_alone()
-    whole = algorithm.measures(together(alone))["verification_accuracy"]
-    parts = [algorithm.measures(task)["verification_accuracy"] for task in alone]
+    whole = algorithm.predict_and_measure(together(alone))[1]["verification_accuracy"]
+    parts = [algorithm.predict_and_measure(task)[1]["verification_accuracy"] for task in alone]
     torch.testing.assert_close(whole, torch.cat(parts))

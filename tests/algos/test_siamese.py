@@ -127,7 +127,7 @@ def test_twins_may_change_places():
 def test_verification_accuracy_weighs_both_kinds_of_pairs_the_same():
     """Counted a pair at a time, of queries with support examples."""
     algorithm, episodes = some_siamese(), some_episodes(tasks=5)
-    got = algorithm.measures(episodes)["verification_accuracy"]
+    got = algorithm.predict_and_measure(episodes)[1]["verification_accuracy"]
     assert got.shape == (5,)
     for task in range(5):
         support_x, support_y, queries, query_y = (tensor[task].tolist() for tensor in episodes[:4])
@@ -152,7 +152,9 @@ def test_relabelling_the_classes_permutes_the_scores():
     scores, permuted = algorithm.predict(episodes), algorithm.predict(relabelled)
     torch.testing.assert_close(permuted[..., order], scores)
     assert not torch.allclose(permuted, scores)
-    measured = [algorithm.measures(e)["verification_accuracy"] for e in (episodes, relabelled)]
+    measured = [
+        algorithm.predict_and_measure(e)[1]["verification_accuracy"] for e in (episodes, relabelled)
+    ]
     torch.testing.assert_close(*measured)
 
 
@@ -164,9 +166,9 @@ def test_many_tasks_at_once_equal_one_at_a_time(batch_norm):
     torch.testing.assert_close(
         algorithm.predict(episodes), torch.cat([algorithm.predict(task) for task in alone])
     )
-    together = algorithm.measures(episodes)["verification_accuracy"]
+    together = algorithm.predict_and_measure(episodes)[1]["verification_accuracy"]
     assert together.tolist() == [
-        algorithm.measures(task)["verification_accuracy"].item() for task in alone
+        algorithm.predict_and_measure(task)[1]["verification_accuracy"].item() for task in alone
     ]
 
 
@@ -248,7 +250,7 @@ def test_predictions_are_of_pictures_as_they_are():
     assert torch.equal(algorithm.train().predict(episodes), algorithm.eval().predict(episodes))
 
 
-@pytest.mark.parametrize("kind", ["loss", "predict", "measures"])
+@pytest.mark.parametrize("kind", ["loss", "predict", "predict_and_measure"])
 def test_bfloat16_stops_at_the_features(kind):
     """Under autocast, distances of float32 features, and maps of pictures, are those without it."""
     torch.manual_seed(0)
@@ -264,7 +266,7 @@ def test_bfloat16_stops_at_the_features(kind):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             result = getattr(algorithm, kind)(batch)
         if isinstance(result, tuple):
-            result = result[0]
+            result = result[kind == "predict_and_measure"]
         if isinstance(result, dict):
             result = result["verification_accuracy"]
         results.append(result)
@@ -296,7 +298,7 @@ def test_it_learns_which_differences_matter():
 
     def tested():
         accuracy = (algorithm.predict(episodes).argmax(-1) == episodes.query_y).float().mean()
-        return accuracy, algorithm.measures(episodes)["verification_accuracy"].mean()
+        return accuracy, algorithm.predict_and_measure(episodes)[1]["verification_accuracy"].mean()
 
     untaught = tested()
     optimizer = torch.optim.Adam(algorithm.parameters(), lr=0.1)

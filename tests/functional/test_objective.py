@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from metarun.functional.objective import after_each, measured, merit, per_task, task_loss
+from metarun.functional.metrics import ACCURACY, MSE
+from metarun.functional.objective import after_each, measured, merit, task_loss
 
 
 def test_the_loss_of_classes_worked_by_hand():
@@ -28,10 +29,10 @@ def test_the_loss_of_values_worked_by_hand():
 def test_the_accuracy_of_each_task():
     scores = torch.tensor([[[1.0, 2], [3, 1], [0, 5]], [[1, 2], [1, 2], [1, 2]]])
     classes = torch.tensor([[1, 0, 0], [0, 0, 1]])
-    accuracy = per_task(scores, classes)
+    accuracy = merit(classes).of_tasks(scores, classes)
     assert accuracy.dtype == torch.float64
     assert accuracy.tolist() == pytest.approx([2 / 3, 1 / 3])
-    assert merit(classes) == "accuracy"
+    assert merit(classes) is ACCURACY
     assert measured(scores, classes)["accuracy"].item() == pytest.approx(1 / 2)
     assert list(measured(scores, classes)) == ["accuracy"]
 
@@ -39,10 +40,10 @@ def test_the_accuracy_of_each_task():
 def test_the_squared_error_of_each_task():
     values = torch.tensor([[[1.0], [2]], [[5], [7]]])
     targets = torch.tensor([[[0.0], [4]], [[5], [4]]])
-    error = per_task(values, targets)
+    error = merit(targets).of_tasks(values, targets)
     assert error.dtype == torch.float64
     assert error.tolist() == [5 / 2, 9 / 2]
-    assert merit(targets) == "mse"
+    assert merit(targets) is MSE
     assert {name: v.item() for name, v in measured(values, targets).items()} == {"mse": 7 / 2}
 
 

@@ -11,6 +11,7 @@ from metarun.configs.composing import plain
 from metarun.configs.rules import conf_folder
 from metarun.device import Device
 from metarun.errors import UserError
+from metarun.functional.metrics import ACCURACY
 from metarun.runs import checkpoint
 from metarun.training.loop import Plan, Progress, Training, fit
 
@@ -65,7 +66,7 @@ def train_until(training, steps, save=lambda best: None):
         Normal(),
         None,
         CPU,
-        metric="accuracy",
+        metric=ACCURACY,
         validate=lambda: (1 / (1 + training.progress.step), 0.1),
         save=save,
         stop=lambda: False,

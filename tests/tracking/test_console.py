@@ -4,7 +4,8 @@ import re
 import subprocess
 import sys
 
-from metarun.tracking.console import Console, duration, result_rows, shown
+from metarun.functional.metrics import ACCURACY
+from metarun.tracking.console import Console, duration, result_rows
 
 RUN = """
 import sys
@@ -20,7 +21,7 @@ for step in range({first_step} + 10, 1001, 10):
         console.log(seen | {{"val/accuracy": 0.8731, "val/ci95": 0.0084, "val/best": best}})
 console.message("testing [bold] on 600 episodes")
 console.log({{"step": 1000, "test/accuracy": 0.9, "test/ci95": 0.01, "test/episodes": 600}})
-test = {{"accuracy": 0.96021, "ci95": 0.00314, "episodes": 600}}
+test = {{"metric": "accuracy", "accuracy": 0.96021, "ci95": 0.00314, "episodes": 600}}
 about = {{"seconds": 3725, "folder": "outputs/" + "x/" * 60}}
 console.finish({{"status": "done", "test": test, "val": {{"accuracy": 0.8731}}}} | about)
 console.close()
@@ -107,8 +108,8 @@ def test_a_broken_off_run_closes_without_results(capsys):
 
 
 def test_numbers():
-    assert shown("accuracy", 0.5) == "50.00 %"
-    assert shown("accuracy", 0.98765, 0.00123) == "98.77 ± 0.12 %"
+    assert ACCURACY.shown(0.5) == "50.00 %"
+    assert ACCURACY.shown(0.98765, 0.00123) == "98.77 ± 0.12 %"
     assert [duration(s) for s in (0.2, 59.6, 3599, 3600)] == ["0:00", "1:00", "59:59", "1:00:00"]
     assert result_rows({"status": "trained"}) == {}
 
@@ -122,7 +123,7 @@ def test_errors_are_shown_as_they_are(capsys):
     measure = {"mse_after_3": {"mean": 0.25, "ci95": 0.02}}
     console.finish(
         {
-            "test": {"mse": 0.5, "ci95": 0.03, "episodes": 6, "measures": measure},
+            "test": {"metric": "mse", "mse": 0.5, "ci95": 0.03, "episodes": 6, "measures": measure},
             "val": {"mse": 0.1},
         }
     )

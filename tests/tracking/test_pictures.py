@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from metarun.functional.metrics import ACCURACY, MSE
 from metarun.tracking import pictures
 
 
@@ -91,8 +92,8 @@ def test_the_shown_range_undoes_normalising_and_survives_a_flat_channel():
 def test_curves_of_a_regression(tmp_path):
     logged = [{"step": 1, "train/loss": 3.0, "train/mse": 3.0}, {"step": 1, "val/mse": 2.5}]
     path = tmp_path / "curves.png"
-    assert pictures.curves([*logged, {"step": 1, "test/mse": 2.0, "test/ci95": 0.1}], path, "mse")
-    assert not pictures.curves(logged[1:], tmp_path / "none.png", "accuracy")
+    assert pictures.curves([*logged, {"step": 1, "test/mse": 2.0, "test/ci95": 0.1}], path, MSE)
+    assert not pictures.curves(logged[1:], tmp_path / "none.png", ACCURACY)
     assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]
 
 

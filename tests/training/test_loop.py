@@ -6,6 +6,7 @@ from torch import nn
 
 from metarun.device import Device
 from metarun.errors import Interrupted, UserError
+from metarun.functional.metrics import ACCURACY, MSE
 from metarun.training.loop import Plan, Progress, Training, fit
 
 CPU = Device(torch.device("cpu"), "fp32")
@@ -50,7 +51,7 @@ class Run:
     """A training of `algorithm` on the given numbers, with what it did in `records`, `saves`."""
 
     def __init__(
-        self, numbers, accuracies=(), algorithm=None, stop_at=None, metric="accuracy", **plan
+        self, numbers, accuracies=(), algorithm=None, stop_at=None, metric=ACCURACY, **plan
     ):
         self.algorithm = algorithm or Told()
         optimizer = torch.optim.SGD(self.algorithm.parameters(), lr=0.25)
@@ -139,7 +140,7 @@ def test_nothing_is_validated_on_classes_that_are_trained_on():
 
 
 def test_the_best_error_is_the_lowest():
-    run = Run(range(1, 5), [0.5, 0.7, 0.2, 0.2], steps=4, val_every=1, metric="mse").go()
+    run = Run(range(1, 5), [0.5, 0.7, 0.2, 0.2], steps=4, val_every=1, metric=MSE).go()
     assert run.saves == [(1, True), (2, False), (3, True), (4, False)]
     assert [best for _, best in run.of("val/best")] == [0.5, 0.5, 0.2, 0.2]
     assert run.of("val/mse")[2] == (3, 0.2)
