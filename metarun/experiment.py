@@ -175,7 +175,7 @@ def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
     trackers.console.message(f"testing on {count} episodes")
     figures = parts.score(episodes, measures=True)
     own = own_tasks(parts.data, "test")
-    tested = figures_of.tested(figures, episodes, own)
+    tested = figures_of.of_test(figures, episodes, own)
     if not math.isfinite(value := tested[metric.name]) and "skipped" not in tested:
         trackers.console.message(f"the test {metric.name} is {value}: try a smaller algo.inner_lr")
     record = figures_of.record(tested, count)

@@ -58,7 +58,7 @@ class Watch(MetaPathFinder):
     """Notes when torch and then torch._dynamo, which no optimiser of torch's can do without, have
     been imported, and ends the process after the first training step."""
 
-    AWAITED = ("torch", "torch._dynamo", "metarun.embed")  # what begins where a stage ends
+    AWAITED = ("torch", "torch._dynamo", "metarun.experiment")  # what begins where a stage ends
 
     def __init__(self) -> None:
         self.began, self.moments = time.perf_counter(), list[float]()
@@ -71,7 +71,7 @@ class Watch(MetaPathFinder):
         if name not in self.AWAITED[len(self.moments) :]:
             return
         self.note()
-        if name == "metarun.embed":
+        if name == "metarun.experiment":
             from torch.optim.optimizer import register_optimizer_step_post_hook
 
             register_optimizer_step_post_hook(self.leave)

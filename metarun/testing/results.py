@@ -24,7 +24,7 @@ def there_are(values: Tensor, name: str) -> Tensor:
     return values[~values.isnan()] if kind_of(name).may_skip else values
 
 
-def tested(
+def of_test(
     figures: Figures, episodes: dict[str, FixedEpisodes], own: NamedTasks | None
 ) -> dict[str, Any]:
     """The `test` part of results.json, as far as episodes, tasks that are the data's `own`, and the
@@ -38,14 +38,14 @@ def tested(
         "measures": {name: summary(figures, name) for name in others},
         **(errors(own, first[metric]) if own else {}),
         **({"sources": of_sources(episodes, figures, metric)} if len(episodes) > 1 else {}),
-        **({"tasks": tasks, "over_tasks": over_tasks(tasks, metric)} if len(tasks) > 1 else {}),
+        **({"by_task": tasks, "over_tasks": over_tasks(tasks, metric)} if len(tasks) > 1 else {}),
         "disjoint_episodes": sum(of_source.disjoint for of_source in episodes.values()),
         "episodes_sha256": digest_of(episodes.values()),
     }
 
 
 def record(test: dict[str, Any], count: int) -> dict[str, Any]:
-    """The test's line of the log, of what `tested` gives for `count` episodes."""
+    """The test's line of the log, of what `of_test` gives for `count` episodes."""
     metric = test["metric"]
     named = {metric: test[metric], "ci95": test["ci95"], "episodes": count}
     named |= {name: measure["mean"] for name, measure in test["measures"].items()}
@@ -98,14 +98,16 @@ def of_tasks(figures: Figures, names: Names, name: str) -> dict[str, dict[str, A
                 values.setdefault(task, []).append(value)
     results = {}
     for task in sorted(values):
-        mean, ci95 = mean_and_ci95(there_are(torch.tensor(values[task]).double(), name))
+        mean, ci95 = mean_and_ci95(there_are(torch.tensor(values[task], dtype=torch.float64), name))
         results[task] = {name: mean, "ci95": ci95, "episodes": len(values[task])}
     return results
 
 
 def over_tasks(tasks: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
     """The mean over tasks, each counting the same, with its half-width for other tasks."""
-    means = there_are(torch.tensor([task[name] for task in tasks.values()]).double(), name)
+    means = there_are(
+        torch.tensor([task[name] for task in tasks.values()], dtype=torch.float64), name
+    )
     half = of_few(means.tolist())
     return {name: means.mean().item(), "ci95": half, "tasks": len(means)}
 

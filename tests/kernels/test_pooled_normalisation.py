@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from metarun.backbones.batch_norm import BatchNorm, statistics_from
 from metarun.backbones.conv4 import Conv4
+from metarun.backbones.pooling import can_pool, pooled_normalisation
 from metarun.kernels import library
-from metarun.kernels.pooled_normalisation import can_pool, maps_of, pooled_normalisation
+from metarun.kernels.pooled_normalisation import maps_of
 
 EPS = 1e-5
 NAN_BITS = [0x7FC0, -0x40, 0x7FFF, -1, 0x7F81]

@@ -18,7 +18,7 @@ from metarun.samplers.within_superclass import WithinSuperclass
 from metarun.testing.answers import answers
 from metarun.testing.confidence import student
 from metarun.testing.fixed_episodes import fixed_episodes
-from metarun.testing.results import columns, record, task_names, tested
+from metarun.testing.results import columns, of_test, record, task_names
 
 CPU = Device(torch.device("cpu"), "fp32")
 ALPHABETS = {"greek": 4, "latin": 3, "runic": 5}
@@ -50,9 +50,9 @@ def letters(alphabets=ALPHABETS):
 def test_tasks_with_names():
     """Means 1.5 and 3.5 of two episodes each; over the two tasks 2.5, whose s is sqrt(2)."""
     figures = {"letters": {"mse": torch.tensor([1.0, 3, 4, 2]).double()}}
-    found = tested(figures, {"letters": Named()}, None)
+    found = of_test(figures, {"letters": Named()}, None)
     s = math.sqrt(0.5)
-    assert found["tasks"] == {
+    assert found["by_task"] == {
         "a": {"mse": 1.5, "ci95": pytest.approx(1.96 * s / math.sqrt(2), rel=1e-4), "episodes": 2},
         "b": {"mse": 3.5, "ci95": pytest.approx(1.96 * s / math.sqrt(2), rel=1e-4), "episodes": 2},
     }
@@ -67,18 +67,18 @@ def test_tasks_with_names():
 def test_one_task_has_no_interval_over_tasks():
     figures = {"letters": {"mse": torch.ones(4).double()}}
     for names in (None, ("a",) * 4):
-        found = tested(figures, {"letters": Named(names)}, None)
+        found = of_test(figures, {"letters": Named(names)}, None)
         assert "over_tasks" not in found
 
 
 def test_episodes_without_a_figure_are_skipped_and_counted():
     nan = math.nan
     auroc, nll = torch.tensor([nan, 0.5, 1.0, nan]), torch.tensor([1.0, nan, 1, 1])
-    found = tested({"d": {"auroc": auroc.double(), "nll": nll.double()}}, {"d": Named()}, None)
+    found = of_test({"d": {"auroc": auroc.double(), "nll": nll.double()}}, {"d": Named()}, None)
     assert (found["auroc"], found["skipped"]) == (0.75, 2)
     assert found["ci95"] == pytest.approx(1.96 * math.sqrt(0.125) / math.sqrt(2), rel=1e-4)
-    assert found["tasks"]["a"]["episodes"] == 2, "drawn, though none of them has a figure"
-    assert math.isnan(found["tasks"]["a"]["auroc"])
+    assert found["by_task"]["a"]["episodes"] == 2, "drawn, though none of them has a figure"
+    assert math.isnan(found["by_task"]["a"]["auroc"])
     assert found["over_tasks"]["tasks"] == 1
     assert math.isnan(found["measures"]["nll"]["mean"]), "a model that diverged is no skipped task"
     assert "skipped" not in found["measures"]["nll"]
@@ -133,13 +133,13 @@ def test_names_of_several_sources():
     table = columns(figures, names)
     assert table["task"] == [*names["script"], *names["runes"]]
     assert table["source"] == ["script"] * 20 + ["runes"] * 20
-    assert tested(figures, drawn, None)["over_tasks"]["tasks"] == 4
+    assert of_test(figures, drawn, None)["over_tasks"]["tasks"] == 4
 
 
 def test_tasks_of_the_datas_own():
     own = NamedTasks(("run01", "run02", "run03", "run04"), None)
     figures = {"d": {"accuracy": torch.tensor([1.0, 0.5, 0.5, 0]).double()}}
-    found = tested(figures, {"d": Named(None)}, own)
+    found = of_test(figures, {"d": Named(None)}, own)
     assert found["error"] == 0.5
     assert found["errors"] == {"run01": 0, "run02": 0.5, "run03": 0.5, "run04": 1}
     assert found["over_tasks"]["tasks"] == 4
