@@ -7,10 +7,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from metarun.interfaces import Algorithm
 
-
-def count_parameters(module: Algorithm | nn.Module) -> int:
+def count_parameters(module: Any) -> int:
     """Number of learnt numbers."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 

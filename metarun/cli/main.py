@@ -33,10 +33,10 @@ from metarun.configs import rules as schema
 from metarun.configs.composing import plain, spelled
 from metarun.configs.rules import conf_folder, conf_folders
 from metarun.errors import DataChanged, Interrupted, InUse, UserError
+from metarun.folders import none_left_empty
 from metarun.functional.metrics import METRICS
 from metarun.runs import folder as runfolder
 from metarun.runs import rerun
-from metarun.runs.empty_folders import none_left_empty
 from metarun.runs.job import Job
 from metarun.signals import StopSignals
 from metarun.tables import cells

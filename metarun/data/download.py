@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from metarun.data.store import task
 from metarun.errors import UserError
-from metarun.runs.empty_folders import none_left_empty
+from metarun.folders import none_left_empty
 from metarun.tracking.progress import track
 
 TIMEOUT = 10  # seconds without a byte; a machine without network should say so soon

@@ -1,6 +1,6 @@
 """What is left of folders that were made for nothing."""
 
-from metarun.runs.empty_folders import none_left_empty
+from metarun.folders import none_left_empty
 
 
 def test_only_new_and_empty_folders_are_removed(tmp_path):
