@@ -6,6 +6,8 @@ Drawn with matplotlib's objects and not with pyplot: no window system, no state 
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +18,10 @@ from metarun.functional.metrics import ACCURACY, VALUES, Metric
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.text import Text
 
 LINE, PALE, GOOD, BAD, GREY = "#1f5fa8", "#a9c4e4", "#2e8b57", "#c8402f", "#666666"
 ROWS, SUPPORT, QUERIES = 10, 5, 6  # classes, and examples of each, shown at most
+LABEL, ANSWER = 10, 8  # sizes of a class's name, and of that which was answered, in points
 
 
 def curves(records: list[dict], path: Path, metric: Metric = ACCURACY) -> bool:
@@ -105,40 +107,36 @@ def episode(
     predicted = scores.argmax(dim=-1)
     low, high = grey_range(support_x, query_x)
 
-    figure = new_figure(1.8 + 1.1 * (shots + shown), 0.4 + 1.35 * way)
+    labels = [shortened(class_names[k]) for k in range(way)]
+    answers = [shortened(class_names[k], 14) for k in predicted.unique().tolist()]
+    figure = new_figure(1, 1, layout=None)
+    left = widest(figure, labels, LABEL) + 0.25
+    column = max(1.1, widest(figure, answers, ANSWER) + 0.1)
+    row_height, top = 1.35, 0.35
     # A narrow empty column parts what was learnt from and what was asked.
-    widths = [1] * shots + [0.25] + [1] * shown
-    grid = figure.add_gridspec(way, len(widths), width_ratios=widths)
+    asked = left + shots * column + 0.25
+    width, height = asked + shown * column, top + row_height * way
+    figure.set_size_inches(width, height)
+    # One axes for all, in inches from the top left: one for each image takes a second to lay out.
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
     for k in range(way):
+        y = top + row_height * k
+        words = {"fontsize": LABEL, "ha": "right", "va": "center", "parse_math": False}
+        axes.text(left - 0.12, y + 0.5, labels[k], **words)
         for place, row in enumerate(support[k]):
-            axes = figure.add_subplot(grid[k, place])
-            show(axes, support_x[row], low, high, frame=None)
-            if place == 0:
-                axes.set_ylabel(
-                    shortened(class_names[k]),
-                    rotation=0,
-                    ha="right",
-                    va="center",
-                    labelpad=8,
-                    parse_math=False,
-                )
-            if k == 0 and place == 0:
-                heading(axes, "support")
+            show(axes, support_x[row], left + place * column, y, low, high, frame=None)
         for place, row in enumerate(queries[k]):
-            axes = figure.add_subplot(grid[k, shots + 1 + place])
-            answer = int(predicted[row])
-            show(axes, query_x[row], low, high, frame=GOOD if answer == k else BAD)
-            axes.set_xlabel(
-                shortened(class_names[answer], 14),
-                color=GOOD if answer == k else BAD,
-                fontsize=8,
-                labelpad=3,
-                parse_math=False,
-            )
-            if k == 0 and place == 0:
-                right = 100 * (predicted == query_y).double().mean().item()
-                # Longer than its column, which is not to grow for it.
-                heading(axes, f"queries, {right:.0f} % right").set_in_layout(False)
+            x, answer = asked + place * column, int(predicted[row])
+            colour = GOOD if answer == k else BAD
+            _, bottom = show(axes, query_x[row], x, y, low, high, frame=colour)
+            name = shortened(class_names[answer], 14)
+            words = {"fontsize": ANSWER, "ha": "center", "va": "top", "parse_math": False}
+            axes.text(x + 0.5, bottom + 0.06, name, color=colour, **words)
+    right = 100 * (predicted == query_y).double().mean().item()
+    for x, text in ((left, "support"), (asked, f"queries, {right:.0f} % right")):
+        axes.text(x, top - 0.1, text, color=GREY, fontsize=10, va="bottom")
+    axes.set(xlim=(0, width), ylim=(height, 0))
     save(figure, path)
     return True
 
@@ -179,23 +177,38 @@ def functions(
     save(figure, path)
 
 
-def heading(axes: "Axes", text: str) -> "Text":
-    """Words above the first picture of a group."""
-    return axes.set_title(text, loc="left", color=GREY, fontsize=10)
+def widest(figure: "Figure", words: list[str], size: float) -> float:
+    """Width in inches of the longest of the words, in letters of this size."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    with boxes_for_letters():
+        drawn = [figure.text(0, 0, word, fontsize=size, parse_math=False) for word in words]
+        found = max(text.get_window_extent().width for text in drawn) / figure.dpi
+    for text in drawn:
+        text.remove()
+    return found
 
 
-def show(axes: "Axes", image: Tensor, low: Tensor, high: Tensor, frame: str | None) -> None:
-    """One image [C, H, W], its values from low to high, in a frame of this colour."""
+def show(
+    axes: "Axes", image: Tensor, x: float, y: float, low: Tensor, high: Tensor, frame: str | None
+) -> tuple[float, float]:
+    """One image [C, H, W], its values from low to high, in the inch right of x and below y, in a
+    frame of this colour; its right and lower edge."""
+    from matplotlib.patches import Rectangle
+
     levels = ((image.double() - low) / (high - low)).clamp(0, 1)
+    height, width = (side / max(image.shape[1:]) for side in image.shape[1:])
+    x, y = x + (1 - width) / 2, y + (1 - height) / 2
+    extent = (x, x + width, y + height, y)
     if len(levels) == 3:
-        axes.imshow(levels.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.imshow(levels.permute(1, 2, 0).numpy(), interpolation="nearest", extent=extent)
     else:  # grey, or channels that no colour stands for: the first one
-        axes.imshow(levels[0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_color(frame or "#cccccc")
-        spine.set_linewidth(2.5 if frame else 0.8)
+        grey = {"cmap": "gray", "vmin": 0, "vmax": 1}
+        axes.imshow(levels[0].numpy(), interpolation="nearest", extent=extent, **grey)
+    line = {"edgecolor": frame or "#cccccc", "linewidth": 2.5 if frame else 0.8}
+    axes.add_patch(Rectangle((x, y), width, height, fill=False, **line))
+    return x + width, y + height
 
 
 def grey_range(*batches: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,12 +242,20 @@ def shortened(name: str, letters: int = 18) -> str:
     return name if len(name) <= letters else "…" + name[1 - letters :]
 
 
-def new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float, layout: str | None = "constrained") -> "Figure":
     """A figure of this size in inches."""
     from matplotlib.figure import Figure
 
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # its font cache is no news
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+    return Figure(figsize=(width, height), dpi=120, layout=layout)
+
+
+@contextmanager
+def boxes_for_letters() -> Iterator[None]:
+    """Nothing is said of a class name's letters that the font lacks; it shows boxes for them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
 
 
 def save(figure: Any, path: Path) -> None:
@@ -243,8 +264,6 @@ def save(figure: Any, path: Path) -> None:
 
     FigureCanvasAgg(figure)
     written = path.with_name(path.name + ".tmp")
-    with warnings.catch_warnings():
-        # A class name may have letters that the font lacks; it shows boxes for them.
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
+    with boxes_for_letters():
         figure.savefig(written, format="png")
     os.replace(written, path)
