@@ -122,17 +122,17 @@ def episode(
     axes.set_axis_off()
     for k in range(way):
         y = top + row_height * k
-        words = {"fontsize": LABEL, "ha": "right", "va": "center", "parse_math": False}
-        axes.text(left - 0.12, y + 0.5, labels[k], **words)
+        name = axes.text(left - 0.12, y + 0.5, labels[k], ha="right", va="center")
+        name.set(fontsize=LABEL, parse_math=False)
         for place, row in enumerate(support[k]):
             show(axes, support_x[row], left + place * column, y, low, high, frame=None)
         for place, row in enumerate(queries[k]):
             x, answer = asked + place * column, int(predicted[row])
             colour = GOOD if answer == k else BAD
             _, bottom = show(axes, query_x[row], x, y, low, high, frame=colour)
-            name = shortened(class_names[answer], 14)
-            words = {"fontsize": ANSWER, "ha": "center", "va": "top", "parse_math": False}
-            axes.text(x + 0.5, bottom + 0.06, name, color=colour, **words)
+            answered = shortened(class_names[answer], 14)
+            name = axes.text(x + 0.5, bottom + 0.06, answered, ha="center", va="top", color=colour)
+            name.set(fontsize=ANSWER, parse_math=False)
     right = 100 * (predicted == query_y).double().mean().item()
     for x, text in ((left, "support"), (asked, f"queries, {right:.0f} % right")):
         axes.text(x, top - 0.1, text, color=GREY, fontsize=10, va="bottom")
@@ -204,9 +204,9 @@ def show(
     if len(levels) == 3:
         axes.imshow(levels.permute(1, 2, 0).numpy(), interpolation="nearest", extent=extent)
     else:  # grey, or channels that no colour stands for: the first one
-        grey = {"cmap": "gray", "vmin": 0, "vmax": 1}
+        grey: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
         axes.imshow(levels[0].numpy(), interpolation="nearest", extent=extent, **grey)
-    line = {"edgecolor": frame or "#cccccc", "linewidth": 2.5 if frame else 0.8}
+    line: dict[str, Any] = {"edgecolor": frame or "#cccccc", "linewidth": 2.5 if frame else 0.8}
     axes.add_patch(Rectangle((x, y), width, height, fill=False, **line))
     return x + width, y + height
 
@@ -242,7 +242,7 @@ def shortened(name: str, letters: int = 18) -> str:
     return name if len(name) <= letters else "…" + name[1 - letters :]
 
 
-def new_figure(width: float, height: float, layout: str | None = "constrained") -> "Figure":
+def new_figure(width: float, height: float, layout: Any = "constrained") -> "Figure":
     """A figure of this size in inches."""
     from matplotlib.figure import Figure
 
