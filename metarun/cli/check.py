@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from metarun.cli import launchers
 from metarun.cli.complaints import missing_group, unknown_key
 from metarun.configs import rules as schema
-from metarun.configs.composing import composed, plain
+from metarun.configs.composing import committed, composed, plain
 from metarun.configs.rules import conf_folder
 from metarun.errors import UserError
 
@@ -38,28 +38,26 @@ def check(overrides: list[str], config_dir: str | None, multirun: bool = False) 
         parsed = OverridesParser.create().parse_overrides(overrides)
         spelled = [spelled_values(override, config_dir) for override in parsed]
         first = [values[0] for values in spelled]
-        shipped = hydra.compose("config", return_hydra_config=True)
-        check_job(first, config_dir, shipped)
+        launcher = check_job(first, config_dir)
         for i, values in enumerate(spelled):
             for value in values[1:MANY]:
-                check_job([*first[:i], value, *first[i + 1 :]], config_dir, shipped)
+                check_job([*first[:i], value, *first[i + 1 :]], config_dir)
         alike = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
-        launcher = HydraConfig.get().runtime.choices["hydra/launcher"]  # of one run, if it is one
         if alike != first or launcher != "basic":
-            check_launcher(alike, first, config_dir, multirun)
+            check_launcher(alike, launcher, config_dir, multirun)
     return spelled
 
 
 def check_launcher(
-    overrides: list[str], first: list[str], config_dir: str | None, multirun: bool
+    overrides: list[str], meant: str, config_dir: str | None, multirun: bool
 ) -> None:
     """Raise UserError if the sweep's jobs could not be launched as asked.
 
-    `overrides` are those that all its jobs share, by which Hydra chooses the launcher, and `first`
-    those of its first job.
+    `overrides` are those that all its jobs share, by which Hydra chooses the launcher, and `meant`
+    is the launcher that its first job chooses.
     """
-    own, of_job = (composed(given, config_dir).hydra for given in (overrides, first))
-    choice, meant = (each.runtime.choices["hydra/launcher"] for each in (own, of_job))
+    own = composed(overrides, config_dir).hydra
+    choice = own.runtime.choices["hydra/launcher"]
     if meant != choice:
         raise UserError(f"hydra/launcher={meant}: nothing that is swept can choose the launcher")
     if choice != "basic" and not multirun:
@@ -71,11 +69,12 @@ def check_launcher(
         launchers.check(plain(own.launcher), reference, kind, overrides)
 
 
-def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig) -> None:
-    """Raise an error if the job with these overrides would be refused.
+def check_job(overrides: list[str], config_dir: str | None) -> str:
+    """The launcher that the job with these overrides chooses.
 
-    `shipped` is the committed config without any override, Hydra's own settings included.
+    Raises an error if the job would be refused.
     """
+    shipped = committed((), conf_folder())
     if config_dir and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir}: there is no such folder")
     for override in overrides:
@@ -95,7 +94,9 @@ def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig)
     choices = dict(whole.hydra.runtime.choices)
     own = [f"{group}={choice}" for group, choice in choices.items() if is_ours(group)]
     sources = [override for override in overrides if override.startswith(SOURCE)]
-    committed = composed([*own, *sources], config_dir)
+    # What the user's own folder holds may change, what is committed does not.
+    chosen = (*own, *sources)
+    reference = composed([*chosen], config_dir) if config_dir else committed(chosen, conf_folder())
     if choices["hydra/sweeper"] == "search" and whole.train.split == "trainval":
         raise UserError(
             "train.split=trainval: a search is for what validates best: set train.split=train"
@@ -104,9 +105,9 @@ def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig)
     HydraConfig.instance().set_config(whole)
     refuse_unwritable(Path(whole.hydra.run.dir))
     refuse_unwritable(Path(whole.hydra.sweep.dir))
-    for config in (whole, committed):
-        with open_dict(config):
-            del config["hydra"]
+    launcher: str = choices["hydra/launcher"]
+    with open_dict(whole):
+        del whole["hydra"]
     typed = [o.lstrip("+") for o in overrides if o.lstrip("+").startswith("plugins.allow=")]
     allowed = OmegaConf.from_dotlist(["plugins.allow=[]", *typed]).plugins.allow
     if not isinstance(allowed, ListConfig):
@@ -114,19 +115,20 @@ def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig)
     if OmegaConf.select(whole, "plugins.allow") != allowed:
         raise UserError("plugins.allow: it can be given on the command line only")
     # A group's own keys are those of its file; no file adds keys elsewhere.
-    grouped = plain(committed)
-    elsewhere = plain(
-        OmegaConf.masked_copy(shipped, [str(key) for key in shipped if key != "hydra"])
+    grouped, elsewhere = (
+        plain(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
+        for config in (reference, shipped)
     )
-    reference = elsewhere | {key: grouped[key] for key in BUILT}
-    reference["eval"] = elsewhere["eval"] | {"sampler": grouped["eval"]["sampler"]}
+    known = elsewhere | {key: grouped[key] for key in BUILT}
+    known["eval"] = elsewhere["eval"] | {"sampler": grouped["eval"]["sampler"]}
     checked = plain(whole)
-    schema.check(checked, reference, list(allowed))
+    schema.check(checked, known, list(allowed))
     for key, tied in grouped["eval"]["sampler"].items():
         value = checked["eval"]["sampler"][key]
         if grouped["eval"].get(key) == tied and checked["eval"].get(key) != value:
             told = f"{key}={schema.shown(value)}"
             raise UserError(f"eval.sampler.{told}: it is set as eval.{told}")
+    return launcher
 
 
 def is_ours(group: str) -> bool:

@@ -1,6 +1,7 @@
 """The committed configs, as Hydra composes them, and overrides, as it reads them."""
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
     """The config of a job with these overrides, Hydra's own settings included."""
     added = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
     return hydra.compose("config", [*overrides, *added], return_hydra_config=True)
+
+
+@cache
+def committed(overrides: tuple[str, ...], folder: Path) -> DictConfig:
+    """The config of `folder`, which is the committed one, with these overrides; to be read only.
+
+    Composed once in a process.
+    """
+    return composed([*overrides], None)
 
 
 def content_of(path: Path) -> Any:
