@@ -14,15 +14,19 @@ from metarun.backbones.conv4 import Conv4
 from metarun.kernels import library
 from metarun.kernels.pooled_convolution import can_convolve, pooled_convolution
 
+COMPILE = library.COMPILE
+# As the kernels are compiled in the tests of this file, where nothing depends on how fast they are.
+QUICKLY = ["-O0" if option == "-O3" else option for option in library.COMPILE]
 # A process that waits for a line, gets the library, and tells whether its sums are right: those of
 # whole numbers are exact.
-ANOTHER_PROCESS = """
+ANOTHER_PROCESS = f"""
 import torch
 from torch.nn import functional as F
 
 from metarun.kernels import library
 from metarun.kernels.pooled_convolution import pooled_convolution
 
+library.COMPILE = {QUICKLY}
 print("ready", flush=True)
 input()
 assert library.use(True)
@@ -42,6 +46,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     """Where libraries are kept: nowhere yet."""
     precision = torch.backends.fp32_precision
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(library, "COMPILE", QUICKLY)
     library.compiled.cache_clear()
     yield tmp_path / "cache" / "metarun" / "kernels"
     library.use(False)
@@ -93,9 +98,9 @@ def assert_metarun_goes_on_without():
 
 
 @pytest.mark.usefixtures("made")
-def test_the_sources_compile(tmp_path):
-    """Where a compiler takes anything: or every test of the kernels would be skipped without a
-    word."""
+def test_the_sources_compile(tmp_path, monkeypatch):
+    """As for a run, where a compiler takes anything: or every test of the kernels would be skipped
+    without a word."""
     program = "#include <immintrin.h>\n#ifndef __AVX512F__\n#error\n#endif\n"
     asked = ["cc", "-march=native", "-fopenmp", "-x", "c", "-", "-c", "-o", str(tmp_path / "o")]
     try:
@@ -104,6 +109,7 @@ def test_the_sources_compile(tmp_path):
         able = False
     if not able or sys.platform != "linux":
         pytest.skip("no C compiler here that can make the kernels")
+    monkeypatch.setattr(library, "COMPILE", COMPILE)
     library.compile_to(tmp_path / "kernels.so")
 
 
