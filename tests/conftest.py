@@ -1,5 +1,7 @@
 """A folder of made-up pictures, and the command line as a function."""
 
+import copy
+import gc
 import json
 import os
 import subprocess
@@ -8,18 +10,52 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
 from PIL import Image
 
-from metarun.cli.main import main
+from metarun.cli.main import load_torch, main
+from metarun.configs.rules import conf_folder
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+load_torch()
 
 CLASSES = {"train": 64, "val": 21, "test": 21}
 QUICK = (
     "train.steps=4 train.val_every=2 train.log_every=1 eval.episodes=6 eval.val_episodes=4 "
     "backbone.width=8 tracker=none device=cpu"
 ).split()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def imports_are_no_garbage():
+    """The garbage collector does not look through what is there before the first test."""
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def configs_read_once():
+    """Hydra reads a committed file, or one of its own, once in this process: it does so five times
+    in each run. Files of the tests' own are read whenever they are asked for."""
+    kept = {}
+
+    def reading_once(really_load):
+        def load(self, config_path):
+            if self.scheme() == "file" and Path(self.path) != conf_folder():
+                return really_load(self, config_path)
+            key = (self.scheme(), self.path, self.provider, config_path)
+            if key not in kept:
+                kept[key] = really_load(self, config_path)
+            return copy.deepcopy(kept[key])
+
+        return load
+
+    Plugins.instance()  # which registers what reads either
+    with pytest.MonkeyPatch.context() as patch:
+        for source in map(SourcesRegistry.instance().resolve, ("file", "pkg")):
+            patch.setattr(source, "load_config", reading_once(source.load_config))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -109,8 +145,13 @@ class CommandLine:
 
 
 @pytest.fixture
-def metarun(tmp_path, pictures, cache, capsys, monkeypatch) -> CommandLine:
-    """The command line, in an empty folder, with no W&B account and a cache of its own."""
+def metarun(request, tmp_path, pictures, cache, capsys, monkeypatch) -> CommandLine:
+    """The command line, in an empty folder, with no W&B account and a cache of its own.
+
+    Its runs draw no pictures, but in tests that are marked with `drawing`.
+    """
+    if not request.node.get_closest_marker("drawing"):
+        monkeypatch.setattr("metarun.experiment.draw_pictures", lambda *given: None)
     for variable in [name for name in os.environ if name.startswith("WANDB")]:
         monkeypatch.delenv(variable)
     monkeypatch.setenv("METARUN_DATA", str(cache))

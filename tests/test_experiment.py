@@ -45,6 +45,7 @@ def records(metarun, name: str) -> list[dict]:
     ]
 
 
+@pytest.mark.drawing
 def test_what_a_run_leaves(metarun):
     """The files of the run folder, and numbers in them that agree with each other."""
     results = metarun.run("name=a", "tracker=wandb", "tracker.mode=offline")
@@ -217,6 +218,7 @@ def test_fewer_steps_than_were_done(metarun):
     assert metarun.results("a") == before
 
 
+@pytest.mark.drawing  # so that each takes more than the tenth of a second that is told
 def test_the_time_is_that_of_all_processes(metarun):
     """Of one that ended well, of one that was stopped, and of the last one."""
     metarun.run("name=a")
@@ -396,6 +398,7 @@ def test_a_test_may_take_more_inner_steps(metarun):
     assert "the checkpoint was trained with backbone.width=8" in said
 
 
+@pytest.mark.drawing
 @pytest.mark.parametrize("data", ["sinusoid", "harmonics"])
 def test_a_regression(metarun, data):
     """The lowest validation error is kept, and the results speak of errors, not of accuracy."""
@@ -420,6 +423,8 @@ def test_gone_on_with_equals_unbroken(metarun, algo):
     """Whatever an algorithm draws and remembers in training is in its checkpoint."""
     rate = "schedule.T_max=9" if algo == "mamlpp" else "schedule=constant"  # whatever the steps
     given = [f"algo={algo}", rate, "sampler.tasks=2"]
+    if algo == "reptile":
+        given.append("algo.test_steps=2")
     unbroken = metarun.run("name=a", *given)
     metarun.run("name=b", *given, "train.steps=2")
     gone_on = metarun.run("name=b", *given, "resume=auto")

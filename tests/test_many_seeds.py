@@ -67,6 +67,7 @@ def assert_same_run(metarun, got: str, wanted: str) -> None:
                 assert my_line[key] == pytest.approx(its_line[key], rel=1e-3), key
 
 
+@pytest.mark.drawing
 @pytest.mark.parametrize("algo", ALGOS)
 def test_each_seed_is_its_single_run(metarun, algo):
     """The same files with the same in them."""

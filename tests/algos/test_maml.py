@@ -119,6 +119,7 @@ def test_it_learns_to_adapt_to_sine_curves():
     assert after["mse_after_5"] < after["mse_after_1"] < 0.7 * after["mse_after_0"]
 
 
+@pytest.mark.drawing
 @pytest.mark.parametrize("name", ["maml", "anil"])
 def test_a_regression_from_the_command_line(metarun, name):
     metarun.main(

@@ -305,7 +305,7 @@ def test_experiment_runs(metarun, experiment):
         small.append("backbone.width=4")
     else:
         small = ["backbone.width=4"]
-    if experiment.startswith("nichol2018/"):
+    if experiment.startswith("nichol2018/") or experiment.endswith("/reptile"):
         small.append("algo.test_steps=2")
     elif experiment.startswith("ravi2017/"):
         small.append("algo.inner_steps=2")
