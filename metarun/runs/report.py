@@ -74,6 +74,8 @@ def task_kind(task: dict[str, Any], metric: str) -> str:
     least = task["sampler"].get("least_way", task["way"])
     way = f"{task['way']}" if least == task["way"] else f"{least}- to {task['way']}"
     shot = f"{task['shot']}-shot" if task["shot"] else "any shots"
+    if support := task["sampler"].get("support"):
+        shot = f"{support} support examples"
     query = f"{task['query']}" if task["query"] else "any number of"
     return f"{way}-way {shot}, {query} queries a class"
 
