@@ -53,6 +53,7 @@ def prepared(mode: str, name: str, data: Data, seconds: float) -> str:
     rows = {
         "data": name if mode == "prepare" else f"{name}, ok: the source and the prepared files",
         **{part: by_split(facts[part]) for part in ("classes", "examples")},
+        "kind": facts["kind"],
         "example": "×".join(map(str, some)),
         "checksum": data.checksum,
         "folder": str(next(iter(data.files.values())).parent),
