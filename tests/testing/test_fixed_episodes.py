@@ -32,7 +32,7 @@ def some_split():
         f"{SUPERCLASS[c]}/{c}": centres[c] + torch.randn(size, 4, generator=generator)
         for c, size in enumerate(SIZES)
     }
-    return stack_classes(classes, {name: name[0] for name in classes})
+    return stack_classes("vectors", classes, {name: name[0] for name in classes})
 
 
 def some_episodes(episodes=40, split=None, **changes):
@@ -68,7 +68,8 @@ def test_episodes_do_not_depend_on_what_ran_before():
 def test_episodes_do_not_depend_on_the_examples_themselves():
     split = some_split()
     other = stack_classes(
-        {name: torch.zeros(size, 9) for name, size in zip(split.classes, SIZES, strict=True)}
+        "vectors",
+        {name: torch.zeros(size, 9) for name, size in zip(split.classes, SIZES, strict=True)},
     )
     assert some_episodes(split=other).sha256 == some_episodes(split=split).sha256
 
