@@ -163,7 +163,7 @@ def gather(split: Examples, rows: Rows) -> Episodes:
     support, support_y, query, query_y, way, ways = rows
     x = split.take(torch.cat([support, query], dim=1))  # [T, S + Q, *input]
     support_y, query_y = (y.to(split.device, non_blocking=True) for y in (support_y, query_y))
-    ways = None if ways is None else ways.to(split.device)
+    ways = None if ways is None else ways.to(split.device, non_blocking=True)
     places = support.shape[1]
     return Episodes(x[:, :places], support_y, x[:, places:], query_y, way, ways)
 

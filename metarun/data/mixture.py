@@ -104,7 +104,7 @@ class Mixture:
             places = ((flat >= start) & (flat < end)).nonzero()[:, 0]
             if len(places):
                 taken = part.take(flat[places] - start)
-                x[places.to(self.device)] = taken.expand(-1, *self.input_shape)
+                x[places.to(self.device, non_blocking=True)] = taken.expand(-1, *self.input_shape)
             start = end
         return x.unflatten(0, rows.shape)
 

@@ -26,8 +26,9 @@ def embed(backbone: nn.Module, x: Tensor, support: int, real: Tensor | None = No
         return torch.vmap(of_task, in_dims, randomness="different")(x, real)
     if real is None:
         return backbone(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-    z = backbone(x[real])
-    return z.new_zeros(*real.shape, *z.shape[1:]).index_put(real.nonzero(as_tuple=True), z)
+    places = real.nonzero(as_tuple=True)
+    z = backbone(x[places])
+    return z.new_zeros(*real.shape, *z.shape[1:]).index_put(places, z)
 
 
 def embed_task(backbone: nn.Module, episodes: Episodes) -> tuple[Tensor, Tensor]:
