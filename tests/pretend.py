@@ -23,7 +23,8 @@ import metarun
 from metarun.data.split import scale_and_shift
 from metarun.episodes import labels
 
-CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+CUDA, CPU, META = torch.device("cuda", 0), torch.device("cpu"), torch.device("meta")
+DEVICE = Tensor.device  # as torch's C++ has it
 PACKAGE = Path(metarun.__file__).parent
 aten = torch.ops.aten
 
@@ -65,7 +66,7 @@ class OnGPU(Tensor):
             strides=numbers.stride(),
             storage_offset=numbers.storage_offset(),
             dtype=numbers.dtype,
-            device="meta",
+            device=META,
         )
         made.numbers = numbers
         return made
@@ -97,7 +98,7 @@ class PretendedGPU(TorchDispatchMode):
         if packet in INDEXED:
             args = (args[0], [of_python(x) for x in args[1]], *args[2:])
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if any(x.is_meta and not isinstance(x, OnGPU) for x in tensors):
+        if any(map(came_past, tensors)):
             raise NotImplementedError(f"{func} of a tensor that came past the pretended GPU")
         inputs = [x for x in tensors if isinstance(x, OnGPU)]
         wanted_there = bool(inputs)
@@ -122,8 +123,14 @@ class PretendedGPU(TorchDispatchMode):
 def of_python(index: Tensor | None) -> Tensor | None:
     """The index; zeros, on the host, in the place of one that was a list in Python, whose numbers
     torch gives to no device that has none."""
-    lost = index is not None and index.is_meta and not isinstance(index, OnGPU)
-    return torch.zeros(index.shape, dtype=index.dtype) if lost else index
+    if index is None or not came_past(index):
+        return index
+    return torch.zeros(index.shape, dtype=index.dtype)
+
+
+def came_past(tensor: Tensor) -> bool:
+    """Whether it is on the device that has no numbers, and not by way of the pretended GPU."""
+    return DEVICE.__get__(tensor) == META and not isinstance(tensor, OnGPU)
 
 
 def refuse_mixed(func: Any, args: tuple, tensors: list[Tensor]) -> None:
@@ -183,12 +190,12 @@ def line_of_metarun() -> tuple[str, str, int]:
 @contextmanager
 def pretended_gpu() -> Iterator[PretendedGPU]:
     """A GPU within this block: what is asked for on "cuda" is there."""
-    own, lifts = Tensor.device, torch._C._only_lift_cpu_tensors()
+    lifts = torch._C._only_lift_cpu_tensors()
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
 
     def device(tensor: Tensor) -> torch.device:
-        found = own.__get__(tensor)
-        return CUDA if found.type == "meta" else found
+        found = DEVICE.__get__(tensor)
+        return CUDA if found == META else found
 
     torch._C._ensureCUDADeviceGuardSet()  # that of no device, where there is none
     torch._C._set_only_lift_cpu_tensors(True)
@@ -197,6 +204,7 @@ def pretended_gpu() -> Iterator[PretendedGPU]:
         with pytest.MonkeyPatch.context() as patch, PretendedGPU() as gpu:
             patch.setattr(Tensor, "device", property(device))
             patch.setattr(Tensor, "is_cuda", property(lambda tensor: tensor.device == CUDA))
+            patch.setattr(Tensor, "is_meta", property(lambda tensor: False))
             patch.setattr(torch.cuda, "_lazy_init", lambda: None)
             patch.setattr(torch.cuda, "mem_get_info", lambda device=None: (2**30, 2**30))
             yield gpu

@@ -10,24 +10,30 @@ import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from torch._subclasses import FakeTensorMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from metarun.algos.protonet import ProtoNet
 from metarun.backbones.conv4 import Conv4
 from metarun.configs.composing import plain
 from metarun.configs.rules import conf_folder
 from metarun.data import split as split_module
+from metarun.data.functions import sinusoid
 from metarun.data.mixture import Mixture
 from metarun.data.split import stack_classes
 from metarun.device import Device
 from metarun.episodes import Episodes
+from metarun.functional.metrics import ACCURACY, METRICS
+from metarun.modes.embed import embed
 from metarun.parts import build_optimizer
+from metarun.runs import checkpoint
 from metarun.samplers.functions import Functions
 from metarun.samplers.uniform import Uniform
 from metarun.samplers.variable import Variable
 from metarun.seeds import stream
 from metarun.testing.answers import answers
 from metarun.testing.fixed_episodes import fixed_episodes, fixed_functions
+from metarun.testing.pictures import draw
+from metarun.tracking import pictures
 from metarun.training.loop import Plan, Progress, Training, fit, steps
 from metarun.training.stacked import Stacked, meta_batches
 from metarun.training.step import Step
@@ -38,15 +44,9 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GP
 # Where the host may wait for the GPU: file, function and operation. Each test says which of them it
 # meets, all of them, and meets no other.
 LOG = {"training/loop.py Window.close _to_copy"}  # a line of the log: its steps' figures at once
-VALIDATION = {
-    "training/loop.py refuse_lost_weights _local_scalar_dense",  # before a checkpoint is written
-    "testing/answers.py answers _to_copy",  # the figures of all its tasks at once, at its end
-}
-# Tasks of unlike sizes. How many examples go through the network is how many are no padding; so
-# many make a minibatch, which is drawn on the CPU; and so far an LSTM reads, in torch's own order.
-EMBEDDING = {"functional/embedding.py embed nonzero"}
-MINIBATCHES = {"algos/reptile.py on_cpu _to_copy"}
-LENGTHS = {"algos/matching.py FullContext.read _to_copy"}
+CHECKPOINT = {"training/loop.py refuse_lost_weights _local_scalar_dense"}  # of finite weights alone
+FIGURES = {"testing/answers.py answers _to_copy"}  # of all the tasks of a test, at its end
+UNCOUNTED = {"episodes.py Episodes.sizes_on_cpu _to_copy"}  # ragged, from a sampler of one's own
 
 WAY, SHAPE = 3, (1, 16, 16)
 SIZES = [f"way={WAY}", "shot=2", "query=2", "sampler.tasks=2", "backbone.width=8"]
@@ -105,7 +105,7 @@ def train_and_test(algorithm, batch, episodes, optimizer: str = "adam") -> None:
     outputs = [*figures.values()]
     algorithm.eval()
     with torch.no_grad():
-        for method in ("predict", "measures", "stages"):
+        for method in ("predict", "predict_and_measure", "stages"):
             if hasattr(algorithm, method):
                 outputs += tree_leaves(getattr(algorithm, method)(episodes))
     assert all(isinstance(output, OnGPU) for output in outputs)
@@ -278,10 +278,6 @@ def test_algorithms(gpu, name):
     assert waits(gpu) == set()
 
 
-WITH_PADDING = {
-    **dict.fromkeys(("cnp", "matching", "protonet", "relation", "snail"), EMBEDDING),
-    "reptile": MINIBATCHES,
-}
 OTHER_BATCHES = {"mann", "siamese"}  # train on sequences, and on pairs
 
 
@@ -296,10 +292,20 @@ def test_tasks_of_unlike_sizes(gpu, name):
     assert episodes.ways is not None
     if name in OTHER_BATCHES:
         assert isinstance(algorithm.predict(episodes), OnGPU)
-        assert waits(gpu) == EMBEDDING
     else:
         train_and_test(algorithm, episodes, episodes)
-        assert waits(gpu) == WITH_PADDING.get(name, set())
+    assert waits(gpu) == set()
+
+
+def test_tasks_of_unlike_sizes_that_nobody_counted(gpu):
+    """It takes longer, and scores are the same."""
+    algorithm = protonet().to(CUDA).eval()
+    episodes = RAGGED(some_split().to(CUDA), stream(0, "train"))
+    wanted = algorithm.predict(episodes)
+    waits(gpu)
+    got = algorithm.predict(episodes._replace(sizes=None))
+    assert waits(gpu) == UNCOUNTED
+    assert torch.equal(got.numbers, wanted.numbers)
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "variable"])
@@ -311,7 +317,7 @@ def test_full_context_embeddings(gpu, sampler):
     algorithm.to(CUDA)
     waits(gpu)
     train_and_test(algorithm, episodes, episodes)
-    assert waits(gpu) == (set() if episodes.ways is None else EMBEDDING | LENGTHS)
+    assert waits(gpu) == set()
 
 
 OTHER_WAYS = {
@@ -428,7 +434,10 @@ def test_batches(gpu, monkeypatch, place, name):
     waits(gpu)
     for _ in range(2):
         batch = sampler(split, stream(0, "train"))
-        assert all(isinstance(v, OnGPU) for v in batch if isinstance(v, torch.Tensor))
+        tensors = {k: v for k, v in batch._asdict().items() if isinstance(v, torch.Tensor)}
+        assert [k for k, v in tensors.items() if not isinstance(v, OnGPU)] == (
+            ["sizes"] if name == "variable" else []
+        )
     assert waits(gpu) == set()
 
 
@@ -451,8 +460,8 @@ def protonet():
     return ProtoNet(Conv4(SHAPE, width=8, batch_norm="running"))
 
 
-def training_of(algorithm, seed: int = 0) -> Training:
-    optimizer = optimizer_of(algorithm)
+def training_of(algorithm, seed: int = 0, optimizer: str = "adam") -> Training:
+    optimizer = optimizer_of(algorithm, optimizer)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
     return Training(algorithm, optimizer, schedule, stream(seed, "train"), Progress())
 
@@ -502,7 +511,7 @@ def test_a_training(gpu):
         SAMPLER,
         split,
         DEVICE,
-        metric="accuracy",
+        metric=ACCURACY,
         validate=validate,
         save=lambda best: None,
         stop=lambda: False,
@@ -511,8 +520,7 @@ def test_a_training(gpu):
         closes = [wait for wait in gpu.waits if wait.function == "Window.close"]
         assert len(closes) == (2 if "train/loss" in record else 0)  # the loss, the accuracy
         found.append(waits(gpu))
-    before_validation = {place for place in VALIDATION if "loop.py" in place}
-    assert found == [LOG, LOG, before_validation, VALIDATION - before_validation]
+    assert found == [LOG, LOG, CHECKPOINT, FIGURES]
 
 
 def features_once():
@@ -525,6 +533,7 @@ def adapting():
     return built(config)[0]
 
 
+FUNCTIONS = Functions(shot=3, query=4, tasks=1)
 RAGGED = Variable(WAY, 2, 0, 0, 4, 20, 5, least_weight=0.5, most_weight=2.0, classes="any", tasks=1)
 
 
@@ -540,13 +549,25 @@ RAGGED = Variable(WAY, 2, 0, 0, 4, 20, 5, least_weight=0.5, most_weight=2.0, cla
 )
 def test_a_test(gpu, monkeypatch, new, place, sampler):
     algorithm, split = new().to(CUDA), place(monkeypatch)
-    more = EMBEDDING if (new, sampler) == (features_once, RAGGED) else set()
     episodes = fixed_episodes(split, sampler, name="test", seed=0, episodes=5)
     waits(gpu)
     for figures in answers(algorithm, episodes, tasks=2, device=DEVICE, measures=True).values():
         assert len(figures) == 5
         assert not isinstance(figures, OnGPU)
-    assert waits(gpu) == {"testing/answers.py answers _to_copy"} | more
+    assert waits(gpu) == FIGURES
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics(gpu, name):
+    outputs, classes = (
+        torch.rand(2, 6, 2, device=CUDA),
+        torch.arange(12, device=CUDA).view(2, 6) % 2,
+    )
+    targets = torch.zeros_like(outputs) if METRICS[name].of == "values" else classes
+    figures = METRICS[name].of_tasks(outputs, targets)
+    assert isinstance(figures, OnGPU)
+    assert figures.shape == (2,)
+    assert waits(gpu) == set()
 
 
 def test_a_test_of_functions(gpu):
@@ -554,11 +575,59 @@ def test_a_test_of_functions(gpu):
     algorithm, _ = built(config, shape=(1,))
     family = instantiate(config.data).open("test").to(CUDA)
     algorithm.to(CUDA)
-    sampler = Functions(shot=3, query=4, tasks=1)
-    episodes = fixed_functions(family, sampler, name="test", seed=0, episodes=5)
+    episodes = fixed_functions(family, FUNCTIONS, name="test", seed=0, episodes=5)
     waits(gpu)
     answers(algorithm, episodes, tasks=2, device=DEVICE)
-    assert waits(gpu) == {"testing/answers.py answers _to_copy"}
+    assert waits(gpu) == FIGURES
+
+
+def test_pictures(gpu, monkeypatch, tmp_path):
+    drawn = []
+    for kind in ("episode", "functions"):
+        monkeypatch.setattr(pictures, kind, lambda *content: drawn.extend(tree_leaves(content)))
+    split, family = some_split().to(CUDA), sinusoid([1, 2], [0, 1], [-1, 1]).open("test").to(CUDA)
+    config = composed("data=sinusoid", "algo=maml", "backbone.widths=[8]", *FEW_STEPS["maml"])
+    classifying, regressing = protonet().to(CUDA), built(config, shape=(1,))[0].to(CUDA)
+    episodes = fixed_episodes(split, RAGGED, name="test", seed=0, episodes=2)
+    functions = fixed_functions(family, FUNCTIONS, name="test", seed=0, episodes=2)
+    waits(gpu)
+    draw(classifying, episodes, DEVICE, tmp_path)
+    assert waits(gpu) == {"testing/pictures.py draw_first _to_copy"}
+    draw(regressing, functions, DEVICE, tmp_path)
+    assert waits(gpu) == {"testing/pictures.py draw_functions _to_copy"}
+    assert not any(isinstance(x, OnGPU) for x in drawn)
+
+
+def test_embedding_a_split(gpu):
+    split, backbone = some_split().to(CUDA), protonet().backbone.to(CUDA).eval()
+    waits(gpu)
+    features = embed(backbone, split, DEVICE, "train")
+    assert not isinstance(features.x, OnGPU)
+    assert waits(gpu) == {"modes/embed.py embed _to_copy"}  # a part of the split at a time
+
+
+@pytest.mark.parametrize("before", [torch.device("cpu"), CUDA])
+@pytest.mark.parametrize("optimizer", committed("optim"))
+def test_going_on_from_a_checkpoint(gpu, before, optimizer):
+    """A run's state, read from a file and so on the CPU, goes on on the GPU as it would have."""
+    first, second = (
+        training_of(protonet().to(device), optimizer=optimizer) for device in (before, CUDA)
+    )
+
+    def taken(training, device):
+        return steps(training, plan(), SAMPLER, some_split().to(device), Device(device, "fp32"))
+
+    unbroken = taken(first, before)
+    next(unbroken)
+    content = checkpoint.state(first, {}, data_checksum="")
+    checkpoint.restore(second, tree_map_only(OnGPU, lambda x: x.cpu(), content), "")
+    going_on = taken(second, CUDA)
+    for _ in range(2):
+        wanted, got = (next(of)["loss"] for of in (unbroken, going_on))
+        torch.testing.assert_close(got.cpu(), wanted.cpu())
+        waits(gpu)
+    next(going_on)
+    assert waits(gpu) == set()
 
 
 @pytest.mark.parametrize("new", [protonet, adapting])

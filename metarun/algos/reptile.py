@@ -25,7 +25,7 @@ from torch.func import functional_call, grad
 from metarun.backbones.batch_norm import mode_of, statistics_from
 from metarun.episodes import Episodes, refuse_other_way
 from metarun.errors import UserError
-from metarun.functional.embedding import out_dim, real_examples
+from metarun.functional.embedding import out_dim
 from metarun.functional.flattening import flattened, unflattened
 from metarun.functional.inner_loop import query_outputs, refuse_running_statistics
 from metarun.functional.objective import measured, task_loss
@@ -86,7 +86,11 @@ class Reptile(nn.Module):
         refuse_other_way(episodes, self.way)
         x = torch.cat([episodes.support_x, episodes.query_x], dim=1)  # [T, N, *input]
         y = torch.cat([episodes.support_y, episodes.query_y], dim=1)
-        real = on_cpu(real_examples(episodes))
+        real = None
+        if episodes.ways is not None:
+            support, query, _ = episodes.sizes_on_cpu().unbind(1)
+            both = ((support, episodes.support_y), (query, episodes.query_y))
+            real = torch.cat([marks(count, y.shape[1]) for count, y in both], dim=1)
         passes = passes_over(y, real, self.inner_steps * self.inner_batch)
         keys = torch.rand(len(y), passes, y.shape[1])
         rows = minibatches(keys, real, steps=self.inner_steps, size=self.inner_batch)
@@ -108,8 +112,9 @@ class Reptile(nn.Module):
     def outputs_after(self, episodes: Episodes, steps: int) -> Tensor:
         """Query outputs [T, Q, way] after `steps` minibatches of each support set."""
         refuse_other_way(episodes, self.way)
-        x, y, real = episodes.support_x, episodes.support_y, on_cpu(episodes.real_support)
+        x, y = episodes.support_x, episodes.support_y
         tasks, support = y.shape[:2]
+        real = None if episodes.ways is None else marks(episodes.sizes_on_cpu()[:, 0], support)
         # The same order in every task and every time: a test can be repeated.
         passes = passes_over(y, real, steps * self.test_batch)
         keys = torch.stack([fixed_order_keys(support, seed) for seed in range(passes)])
@@ -173,9 +178,9 @@ class Reptile(nn.Module):
         return task.known(torch.vmap(after_support, chunk_size=at_once)(task.query_x))
 
 
-def on_cpu(real: Tensor | None) -> Tensor | None:
-    """The marks where minibatches are drawn, for which a GPU is waited for, once."""
-    return None if real is None else real.cpu()
+def marks(count: Tensor, places: int) -> Tensor:
+    """The first `count` [T] of so many places, marked: [T, places]."""
+    return torch.arange(places) < count[:, None]
 
 
 def passes_over(y: Tensor, real: Tensor | None, examples: int) -> int:
