@@ -123,7 +123,7 @@ class Mixture:
             if fills_up:
                 longest = max(longest, taken.shape[1])
                 taken = filled_up(taken, self.input_shape)
-            x[places.to(self.device)] = taken.expand(-1, *self.input_shape)
+            x[places.to(self.device, non_blocking=True)] = taken.expand(-1, *self.input_shape)
         if fills_up:
             x = cut(self.kind, x, longest)
         return x.unflatten(0, rows.shape)

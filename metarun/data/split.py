@@ -136,9 +136,10 @@ def scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """What bytes are multiplied with and then added to normalise them, [C, 1, 1] each."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
-    return scale[:, None, None], shift[:, None, None]
+    scale = torch.tensor([1 / (255 * s) for s in std])
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
+    scale, shift = torch.stack([scale, shift])[..., None, None].to(device, non_blocking=True)
+    return scale, shift
 
 
 def stack_classes(

@@ -127,7 +127,8 @@ class FunctionEpisodes:
 
     def batch(self, rows: slice) -> Episodes:
         """Those of the tasks, on the device."""
-        support_x, support_y, query_x, query_y = (t[rows].to(self.device) for t in self.tensors)
+        there = (t[rows].to(self.device, non_blocking=True) for t in self.tensors)
+        support_x, support_y, query_x, query_y = there
         return Episodes(support_x, support_y, query_x, query_y, way=1)
 
     def part(self, rows: slice) -> "FunctionEpisodes":
