@@ -77,12 +77,13 @@ def waits(gpu) -> set[str]:
 
 
 def some_split(seed: int = 0, channels: int = 1, size: int = 16):
-    """Six classes of eight images, in two superclasses."""
+    """Eight classes of eight images, in superclasses of three and of two."""
     generator = torch.Generator().manual_seed(seed)
     shape = (8, channels, size, size)
-    images = {c: torch.randint(256, shape, generator=generator).to(torch.uint8) for c in "abcdef"}
-    superclasses = dict(zip("abcdef", "xxxyyy", strict=True))
-    return stack_classes("images", images, superclasses, mean=(0.5,) * channels, std=(0.25,) * channels)
+    images = {c: torch.randint(256, shape, generator=generator).to(torch.uint8) for c in "abcdefgh"}
+    superclasses = dict(zip("abcdefgh", "xxxyyyzz", strict=True))
+    mean, std = (0.5,) * channels, (0.25,) * channels
+    return stack_classes("images", images, superclasses, mean, std)
 
 
 def built(config, shape: tuple[int, ...] = SHAPE):
@@ -428,6 +429,7 @@ def mixed(patch):
 @pytest.mark.parametrize("name", sorted({*committed("sampler")} - {"functions"}))
 def test_batches(gpu, monkeypatch, place, name):
     options = {"variable": ["sampler.least_way=2"], "sequences": ["sampler.presentations=3"]}
+    options |= {"binary": ["way=2", "sampler.support=4"]}
     config = composed(f"sampler={name}", *SIZES, *options.get(name, []))
     sampler, split = instantiate(config.sampler), place(monkeypatch)
     sampler.check(split)
@@ -436,7 +438,7 @@ def test_batches(gpu, monkeypatch, place, name):
         batch = sampler(split, stream(0, "train"))
         tensors = {k: v for k, v in batch._asdict().items() if isinstance(v, torch.Tensor)}
         assert [k for k, v in tensors.items() if not isinstance(v, OnGPU)] == (
-            ["sizes"] if name == "variable" else []
+            ["sizes"] if name in ("variable", "binary") else []
         )
     assert waits(gpu) == set()
 
