@@ -21,6 +21,7 @@ from metarun.modes.embed import embed
 from metarun.parts import build, new_backbone
 from metarun.samplers.ahead import can_draw_ahead
 from metarun.seeds import stream
+from metarun.suitability import backbones
 from metarun.testing import answers as answering
 from metarun.testing import pictures
 from metarun.testing.answers import answers
@@ -311,6 +312,14 @@ def test_a_backbone_that_reads_another_kind(kind, backbone, said):
         build(asked)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_every_committed_backbone_says_what_it_reads():
+    """At least one kind that there is; and images as well as vectors are read by some."""
+    reads = dict(backbones())
+    assert set(reads) == {path.stem for path in (conf_folder() / "backbone").glob("*.yaml")}
+    assert {"images", "vectors"} <= {kind for kinds in reads.values() for kind in kinds}
+    assert all(kinds and set(kinds) <= KINDS.keys() for kinds in reads.values())
 
 
 def test_vectors_in_the_shape_of_images_are_read_as_such():

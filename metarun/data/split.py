@@ -7,7 +7,7 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
-from metarun.data.kinds import cut, filled_up, lengths
+from metarun.data.kinds import KINDS, cut, filled_up, lengths
 
 CPU = torch.device("cpu")
 RESIDENT_SHARE = 0.5  # of the free device memory; the network needs the rest
@@ -170,6 +170,7 @@ def as_split(
     index: Tensor | None = None,
 ) -> Split:
     """A Split of examples [N, *input] that stand class by class, or whose places do in `index`."""
+    assert kind in KINDS, kind
     names = tuple(classes)
     superclasses = tuple(dict.fromkeys(superclass_of[n] for n in names)) if superclass_of else ()
     place = {name: i for i, name in enumerate(superclasses)}
