@@ -5,6 +5,7 @@ is ours, torch's, or what the person allowed (`plugins.allow`).
 """
 
 import inspect
+import logging
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -33,6 +34,8 @@ from metarun.training.loop import Plan, Progress, Training
 from metarun.training.split import training_split
 
 Config = dict[str, Any]
+
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it also logs what it raises
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # one kernel for a whole step
 
