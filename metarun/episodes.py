@@ -34,6 +34,7 @@ class Examples(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    def stored(self, rows: Tensor) -> Tensor: ...
     def take(self, rows: Tensor) -> Tensor: ...
 
 
@@ -46,6 +47,8 @@ class Episodes(NamedTuple):
 
     Tasks of unlike sizes are filled up, at the end, with examples whose label is PADDING, and
     `ways` [T] tells how many classes each has: 0 .. ways - 1. None: all alike, and no padding.
+    `sizes` [T, 3], on the CPU, then has what the host would have to ask a GPU for: how many support
+    examples, query examples and classes each task has. None: it is left to be asked for.
     """
 
     support_x: Tensor
@@ -54,6 +57,7 @@ class Episodes(NamedTuple):
     query_y: Tensor
     way: int
     ways: Tensor | None = None
+    sizes: Tensor | None = None
 
     @property
     def real_support(self) -> Tensor | None:
@@ -65,6 +69,13 @@ class Episodes(NamedTuple):
         """Which query examples are no padding [T, Q]; None: all."""
         return None if self.ways is None else self.query_y != PADDING
 
+    def sizes_on_cpu(self) -> Tensor:
+        """How many support examples, query examples and classes each task has [T, 3]."""
+        assert self.ways is not None
+        if self.sizes is not None:
+            return self.sizes
+        return sizes_of(self.support_y, self.query_y, self.ways).cpu()
+
     def known(self, scores: Tensor) -> Tensor:
         """Scores [T, Q, way], minus infinity for the classes that a task does not have."""
         if self.ways is None:
@@ -74,7 +85,8 @@ class Episodes(NamedTuple):
 
     def over_tasks(self) -> tuple["Episodes"]:
         """The `in_dims` of torch.vmap for a function of one task: Episodes without the T."""
-        return (Episodes(0, 0, 0, 0, None, None if self.ways is None else 0),)  # type: ignore[arg-type]
+        ways = None if self.ways is None else 0
+        return (Episodes(0, 0, 0, 0, None, ways, None),)  # type: ignore[arg-type]
 
 
 class Rows(NamedTuple):
@@ -162,10 +174,19 @@ def gather(split: Examples, rows: Rows) -> Episodes:
     """The tasks whose examples are at these rows, on the split's device."""
     support, support_y, query, query_y, way, ways = rows
     x = split.take(torch.cat([support, query], dim=1))  # [T, S + Q, *input]
+    sizes = None
+    if ways is not None:
+        sizes = sizes_of(support_y, query_y, ways)
+        ways = ways.to(split.device, non_blocking=True)
     support_y, query_y = (y.to(split.device, non_blocking=True) for y in (support_y, query_y))
-    ways = None if ways is None else ways.to(split.device)
     places = support.shape[1]
-    return Episodes(x[:, :places], support_y, x[:, places:], query_y, way, ways)
+    return Episodes(x[:, :places], support_y, x[:, places:], query_y, way, ways, sizes)
+
+
+def sizes_of(support_y: Tensor, query_y: Tensor, ways: Tensor) -> Tensor:
+    """How many support examples, query examples and classes each task has [T, 3]."""
+    examples = [(y != PADDING).sum(dim=1) for y in (support_y, query_y)]
+    return torch.stack([*examples, ways], dim=1)
 
 
 def of_tasks(batch: Any, chosen: slice) -> Any:

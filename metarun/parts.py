@@ -5,8 +5,10 @@ is ours, torch's, or what the person allowed (`plugins.allow`).
 """
 
 import inspect
+import logging
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,7 @@ from metarun import device, suitability
 from metarun.augment.sequence import Augment
 from metarun.backbones.size import network_size
 from metarun.configs.rules import is_allowed, targets
+from metarun.data.kinds import FILLED_UP
 from metarun.device import Device
 from metarun.errors import UserError
 from metarun.functional.metrics import named, suiting
@@ -31,6 +34,8 @@ from metarun.training.loop import Plan, Progress, Training
 from metarun.training.split import training_split
 
 Config = dict[str, Any]
+
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it also logs what it raises
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # one kernel for a whole step
 
@@ -94,14 +99,30 @@ def build_training(config: Config, data: Data, device: Device) -> tuple[Training
     """A training at its beginning, the weights drawn from the config's seed; and what the backbone
     is, in numbers."""
     torch.manual_seed(stream_seed(config["seed"], "init"))
-    input_shape = data.outlines["test"].input_shape
-    backbone = instance(config, "backbone", input_shape=input_shape)
-    network = network_size(backbone, input_shape)
+    examples = data.outlines["test"]
+    backbone = new_backbone(config, data)
+    whole = getattr(examples, "kind", None) in FILLED_UP
+    network = network_size(backbone, examples.input_shape, whole)
     algorithm = instance(config, "algo", backbone=backbone).to(device.torch_device)
     torch.manual_seed(stream_seed(config["seed"], "noise"))  # of dropout and the like
     optimizer, schedule = build_optimizer(config, algorithm.parameters())
     generator = stream(config["seed"], "train")
     return Training(algorithm, optimizer, schedule, generator, Progress()), network
+
+
+def new_backbone(config: Config, data: Data) -> nn.Module:
+    """The backbone for the data's examples; it is told their sizes too (see Split), if it asks.
+
+    Raises UserError if it does not read examples of their kind.
+    """
+    examples, target = data.outlines["test"], get_object(config["backbone"]["_target_"])
+    suitability.refuse_unreadable(data, target, config)
+    arguments = {"input_shape": examples.input_shape}
+    with suppress(TypeError, ValueError):  # `instance` says of what has no signature
+        if "sizes" in inspect.signature(target).parameters:
+            arguments["sizes"] = examples.sizes
+    backbone: nn.Module = instance(config, "backbone", **arguments)
+    return backbone
 
 
 def build_optimizer(

@@ -1,12 +1,18 @@
 """What does not go together, told before long work starts: each function raises UserError."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from typing import Any, get_type_hints
 
 import torch
 
 from metarun import ranks
 from metarun.augment.sequence import Augment
+from metarun.configs.composing import content_of
+from metarun.configs.differences import committed_choices, unlike
+from metarun.configs.rules import conf_folder
+from metarun.data.kinds import KINDS
 from metarun.data.mixture import Mixture
 from metarun.episodes import Episodes
 from metarun.errors import UserError
@@ -135,7 +141,7 @@ def refuse_unsuited_augmentation(augment: Augment | None, data: Data) -> None:
     examples = data.outlines["train"]
     if augment is None:
         return
-    if not getattr(examples, "holds_images", False):
+    if getattr(examples, "kind", None) != "images":
         raise UserError(f"augment changes images, and data={data.name} has none: use augment=none")
     image = torch.rand(1, *examples.input_shape)
     changed = augment(image)
@@ -144,6 +150,42 @@ def refuse_unsuited_augmentation(augment: Augment | None, data: Data) -> None:
             f"augment turns an image {list(image.shape[1:])} of {image.dtype} into "
             f"{list(changed.shape[1:])} of {changed.dtype}: it must keep both"
         )
+
+
+def refuse_unreadable(data: Data, backbone: Any, config: dict[str, Any]) -> None:
+    """Refuse the class or function `backbone`, which the config names, if it does not read such
+    examples as the data has.
+
+    READS of the file that it stands in says which kinds it reads; a person's own need not say so.
+    Vectors in the shape of images, such as maps of features, are read as images are.
+    """
+    examples, reads = data.outlines["test"], kinds_read(backbone)
+    kind = getattr(examples, "kind", None)
+    if reads is None or kind is None or kind in reads:
+        return
+    if kind == "vectors" and "images" in reads and len(examples.input_shape) == 3:
+        return
+    chosen = config["backbone"]
+    named = committed_choices(config, "backbone", chosen, all_keys=False)
+    near = min(named, key=lambda name: len(unlike(named[name]["backbone"], chosen)), default=None)
+    able = [name for name, reads in backbones() if kind in reads]
+    raise UserError(
+        f"backbone={near or backbone.__name__} reads {' and '.join(KINDS[k] for k in reads)}, "
+        f"data={data.name} has {KINDS[kind]}: "
+        + (f"use backbone={', '.join(able)}" if able else "no backbone here reads those")
+    )
+
+
+def kinds_read(backbone: Any) -> tuple[str, ...] | None:
+    """The kinds of example that a class or function of a file with READS reads; None: not known."""
+    return getattr(sys.modules.get(backbone.__module__), "READS", None)
+
+
+def backbones() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The committed choices of a backbone, and the kinds of example that each reads."""
+    for path in sorted((conf_folder() / "backbone").glob("*.yaml")):
+        module, _, _ = content_of(path)["_target_"].rpartition(".")
+        yield path.stem, import_module(module).READS
 
 
 def refuse_other_data(data: Data) -> None:

@@ -62,7 +62,9 @@ def made_up(images: str) -> Any:
     x = torch.randint(0, 256, (classes * examples, *shape), dtype=torch.uint8)
     first_row, names = torch.arange(classes + 1) * examples, tuple(map(str, range(classes)))
     grey, spread = (0.5,) * shape[0], (0.25,) * shape[0]
-    return Split(x, first_row, names, first_row[:0], (), grey, spread)
+    # Revisions from before there were kinds of example have none.
+    kind = ("images",) if "kind" in Split.__dataclass_fields__ else ()
+    return Split(x, first_row, names, first_row[:0], (), grey, spread, *kind)
 
 
 def composed(case: str, settings: list[str]) -> Any:

@@ -152,7 +152,9 @@ def made_up(classes: int, examples: int, shape: tuple[int, ...]) -> Split:
     """Random images, uint8 [classes × examples, *shape]."""
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (classes, examples, *shape), dtype=torch.uint8, generator=draw)
-    return stack_classes({str(c): images[c] for c in range(classes)}, mean=(0.5,), std=(0.25,))
+    return stack_classes(
+        "images", {str(c): images[c] for c in range(classes)}, mean=(0.5,), std=(0.25,)
+    )
 
 
 def exponent(values: list[int], costs: list[float]) -> float:

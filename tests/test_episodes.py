@@ -13,7 +13,7 @@ def test_gather_equals_a_loop():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (8, 3, 2, 4), generator=generator).to(torch.uint8)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.75)
-    split = stack_classes({"a": images[:4], "b": images[4:]}, mean=mean, std=std)
+    split = stack_classes("images", {"a": images[:4], "b": images[4:]}, mean=mean, std=std)
     episodes = gather(split, labelled(ROWS, way=2, shot=2))
     for rows, x, y in (
         (SUPPORT, episodes.support_x, episodes.support_y),
@@ -36,7 +36,7 @@ def test_gather_equals_a_loop():
 
 def test_labels_and_order_worked_by_hand():
     """Each example is the number of its row."""
-    split = stack_classes({"a": torch.arange(8.0)[:, None]})
+    split = stack_classes("vectors", {"a": torch.arange(8.0)[:, None]})
     episodes = gather(split, labelled(ROWS, way=2, shot=2))
     assert episodes.support_x[..., 0].tolist() == [[5, 4, 0, 1], [2, 3, 7, 6]]
     assert episodes.support_y.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1]]

@@ -43,7 +43,7 @@ def some_split():
         middle = torch.randint(40, 216, (1, 1, 28, 28), generator=generator)
         noise = torch.randint(-40, 40, (8, 1, 28, 28), generator=generator)
         classes[name] = (middle + noise).to(torch.uint8)
-    return stack_classes(classes, mean=(0.5,), std=(0.25,))
+    return stack_classes("images", classes, mean=(0.5,), std=(0.25,))
 
 
 @pytest.fixture

@@ -226,7 +226,7 @@ def one_of(size, rank):
 @pytest.mark.parametrize("sampler", [Uniform(3, 1, 2, tasks=5), VARIABLE])
 def test_every_rank_draws_the_same_tasks(monkeypatch, sampler):
     """And computes its own of them, whether or not their rows are drawn first."""
-    split = stack_classes({str(c): normal(12, 4, seed=c) for c in range(6)})
+    split = stack_classes("vectors", {str(c): normal(12, 4, seed=c) for c in range(6)})
     whole, parts, generators = sampler(split, stream(0, "train")), [], []
     for rank in range(2):
         monkeypatch.setattr(ranks, "group", lambda rank=rank: one_of(2, rank))

@@ -111,9 +111,10 @@ class MANN(nn.Module):
         self.refuse_more_classes(episodes.way)
         support_z, query_z = embed_task(self.backbone, episodes)
         tasks, queries = query_z.shape[:2]
-        codes = self.fixed_codes(episodes.way).to(query_z)
+        codes = self.fixed_codes(episodes.way).to(query_z, non_blocking=True)
         real = episodes.real_support
-        order = fixed_orders(support_z.shape[1], real, tasks).to(query_z.device)
+        order = fixed_orders(support_z.shape[1], real, tasks)
+        order = order.to(query_z.device, non_blocking=True)
         support_z = support_z.take_along_dim(order[..., None], dim=1)
         labels = codes[episodes.support_y.clamp(min=0).take_along_dim(order, dim=1)]  # [T, S, K]
         if real is not None:
@@ -129,7 +130,7 @@ class MANN(nn.Module):
         x, y, way = sequences
         self.refuse_more_classes(way)
         z = embed(self.backbone, x, support=x.shape[1])
-        codes = self.codes(len(x), way).to(z)  # [T, way, K]
+        codes = self.codes(len(x), way).to(z, non_blocking=True)  # [T, way, K]
         labels = codes.gather(1, y[..., None].expand(-1, -1, codes.shape[2]))
         log_p, _ = self.present(z, late(labels), self.blank(z))
         loss = -(log_p * labels).sum(dim=-1).mean()
@@ -159,9 +160,9 @@ class MANN(nn.Module):
         of_class = y.argsort(dim=1, stable=True).unflatten(1, (episodes.way, -1))
         chosen = of_class[..., : max(PRESENTATIONS)].flatten(1)  # [T, L]
         order = chosen.gather(1, scattered(x).gather(1, chosen).argsort(dim=1))
-        x, y = x[torch.arange(len(x))[:, None], order], y.gather(1, order)
+        x, y = x[torch.arange(len(x), device=x.device)[:, None], order], y.gather(1, order)
         z = embed(self.backbone, x, support=x.shape[1])
-        labels = self.fixed_codes(episodes.way).to(z)[y]
+        labels = self.fixed_codes(episodes.way).to(z, non_blocking=True)[y]
         log_p, _ = self.present(z, late(labels), self.blank(z))
         by_presentation = in_turn(self.right(log_p, labels), y, episodes.way)
         return {
@@ -283,8 +284,8 @@ def scattered(x: Tensor) -> Tensor:
     """A number in (-1, 1) for each example of x [T, N, ...], like a random one: [T, N]."""
     flat = x.flatten(2).double()
     generator = torch.Generator().manual_seed(0)
-    weights = torch.rand(flat.shape[2], generator=generator, dtype=torch.float64).to(x.device)
-    return (1e4 * (flat @ weights)).frac()
+    weights = torch.rand(flat.shape[2], generator=generator, dtype=torch.float64)
+    return (1e4 * (flat @ weights.to(x.device, non_blocking=True))).frac()
 
 
 def in_turn(right: Tensor, y: Tensor, way: int) -> Tensor:

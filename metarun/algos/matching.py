@@ -72,7 +72,8 @@ class MatchingNet(nn.Module):
         with torch.autocast(query_z.device.type, enabled=False):
             g, f = (at_least_float32(z).flatten(2) for z in (support_z, query_z))  # maps, too
             if self.context is not None:
-                g, f = self.context(g, f, episodes.real_support)
+                shots = None if episodes.ways is None else episodes.sizes_on_cpu()[:, 0]
+                g, f = self.context(g, f, episodes.real_support, shots)
             similarities = self.similarities(f, g) / self.temperature
             attention = unless_padding(similarities, episodes.real_support)
             log_attention = attention.log_softmax(dim=-1)  # [T, Q, S]
@@ -99,13 +100,18 @@ class FullContext(nn.Module):
         self.processing_steps = processing_steps
 
     def forward(
-        self, support_z: Tensor, query_z: Tensor, real: Tensor | None = None
+        self,
+        support_z: Tensor,
+        query_z: Tensor,
+        real: Tensor | None = None,
+        shots: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """g(x_i, S) and f(x, S) from g'(x_i) and f'(x): [T, S, D], [T, Q, D] -> the same shapes.
 
-        `real` [T, S] marks the support examples that are no padding; None: all are real.
+        `real` [T, S] marks the support examples that are no padding, and `shots` [T], on the CPU,
+        is how many there are; None: all are real.
         """
-        forth, back = self.read(support_z, real).chunk(2, dim=-1)
+        forth, back = self.read(support_z, shots).chunk(2, dim=-1)
         g = forth + back + support_z  # appendix A.2
         h, c = query_z, torch.zeros_like(query_z)
         for _ in range(self.processing_steps):
@@ -117,15 +123,18 @@ class FullContext(nn.Module):
             h = h + query_z  # eq. 4
         return g, h
 
-    def read(self, support_z: Tensor, real: Tensor | None) -> Tensor:
+    def read(self, support_z: Tensor, shots: Tensor | None) -> Tensor:
         """What the support LSTM says of each example, forth and back: [T, S, 2 D]."""
-        if real is None:
+        if shots is None:
             return self.support_lstm(support_z)[0]
-        packed = pack_padded_sequence(
-            support_z, real.sum(dim=1).cpu(), batch_first=True, enforce_sorted=False
-        )
+        # Sorted here, since torch would have the host wait for a GPU to get the order.
+        shots, order = shots.sort(descending=True)
+        place = order.argsort().to(support_z.device, non_blocking=True)
+        order = order.to(support_z.device, non_blocking=True)
+        packed = pack_padded_sequence(support_z[order], shots, batch_first=True)
         output, _ = self.support_lstm(packed)
-        return pad_packed_sequence(output, batch_first=True, total_length=support_z.shape[1])[0]
+        longest = support_z.shape[1]
+        return pad_packed_sequence(output, batch_first=True, total_length=longest)[0][place]
 
 
 def unless_padding(attention: Tensor, real: Tensor | None) -> Tensor:

@@ -78,20 +78,22 @@ class RelationNet(nn.Module):
             of_query, of_class = embed(self.of_query, x, 0), embed(self.of_class, classes, 0)
             pairs = of_query[:, :, None] + of_class[:, None]  # [T, Q, way, width, H, W]
             support_pairs = support.shape[1] * episodes.way
-            real = self.real_pairs(episodes)
-            scores = embed(self.relation, pairs.flatten(1, 2), support_pairs, real)
+            real, count = self.real_pairs(episodes)
+            scores = embed(self.relation, pairs.flatten(1, 2), support_pairs, real, count)
             return episodes.known(scores.view(pairs.shape[:3])[:, -query.shape[1] :])
 
-    def real_pairs(self, episodes: Episodes) -> Tensor | None:
+    def real_pairs(self, episodes: Episodes) -> tuple[Tensor | None, int | None]:
         """Which pairs of an example and a class are of real ones, in the order of the relation
-        module's rows; None: all."""
+        module's rows, and how many; None: all."""
         real = real_examples(episodes) if self.mode == "support" else episodes.real_query
         if episodes.ways is None or real is None:
-            return None
+            return None, None
+        support, query, ways = episodes.sizes_on_cpu().unbind(1)
+        examples = support + query if self.mode == "support" else query
         present = (
             torch.arange(episodes.way, device=real.device) < episodes.ways[:, None]
         )  # [T, way]
-        return (real[:, :, None] & present[:, None]).flatten(1)
+        return (real[:, :, None] & present[:, None]).flatten(1), int((examples * ways).sum())
 
     def loss(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of scores, 1 for the query's own class and 0 for others (eq. 2)."""

@@ -25,7 +25,7 @@ from torch.func import functional_call, grad
 from metarun.backbones.batch_norm import mode_of, statistics_from
 from metarun.episodes import Episodes, refuse_other_way
 from metarun.errors import UserError
-from metarun.functional.embedding import out_dim, real_examples
+from metarun.functional.embedding import out_dim
 from metarun.functional.flattening import flattened, unflattened
 from metarun.functional.inner_loop import query_outputs, refuse_running_statistics
 from metarun.functional.objective import measured, task_loss
@@ -86,7 +86,11 @@ class Reptile(nn.Module):
         refuse_other_way(episodes, self.way)
         x = torch.cat([episodes.support_x, episodes.query_x], dim=1)  # [T, N, *input]
         y = torch.cat([episodes.support_y, episodes.query_y], dim=1)
-        real = real_examples(episodes)
+        real = None
+        if episodes.ways is not None:
+            support, query, _ = episodes.sizes_on_cpu().unbind(1)
+            both = ((support, episodes.support_y), (query, episodes.query_y))
+            real = torch.cat([marks(count, y.shape[1]) for count, y in both], dim=1)
         passes = passes_over(y, real, self.inner_steps * self.inner_batch)
         keys = torch.rand(len(y), passes, y.shape[1])
         rows = minibatches(keys, real, steps=self.inner_steps, size=self.inner_batch)
@@ -108,8 +112,9 @@ class Reptile(nn.Module):
     def outputs_after(self, episodes: Episodes, steps: int) -> Tensor:
         """Query outputs [T, Q, way] after `steps` minibatches of each support set."""
         refuse_other_way(episodes, self.way)
-        x, y, real = episodes.support_x, episodes.support_y, episodes.real_support
+        x, y = episodes.support_x, episodes.support_y
         tasks, support = y.shape[:2]
+        real = None if episodes.ways is None else marks(episodes.sizes_on_cpu()[:, 0], support)
         # The same order in every task and every time: a test can be repeated.
         passes = passes_over(y, real, steps * self.test_batch)
         keys = torch.stack([fixed_order_keys(support, seed) for seed in range(passes)])
@@ -154,7 +159,7 @@ class Reptile(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             in_dims = (0, 0, 0, *episodes.over_tasks())
             return torch.vmap(of_task, in_dims, randomness="different")(
-                x, y, rows.to(x.device), episodes
+                x, y, rows.to(x.device, non_blocking=True), episodes
             )
 
     def outputs(self, weights: Tensor, task: Episodes, at_once: int) -> Tensor:
@@ -173,6 +178,11 @@ class Reptile(nn.Module):
         return task.known(torch.vmap(after_support, chunk_size=at_once)(task.query_x))
 
 
+def marks(count: Tensor, places: int) -> Tensor:
+    """The first `count` [T] of so many places, marked: [T, places]."""
+    return torch.arange(places) < count[:, None]
+
+
 def passes_over(y: Tensor, real: Tensor | None, examples: int) -> int:
     """How often the smallest of the tasks with labels y [T, N] is gone through for so many
     examples."""
@@ -188,7 +198,6 @@ def minibatches(keys: Tensor, real: Tensor | None, *, steps: int, size: int) -> 
     tasks, place = len(keys), torch.arange(steps * size)
     if real is None:
         return keys.argsort(dim=2).flatten(1)[:, place].view(tasks, steps, size)
-    real = real.to(keys.device)
     order = keys.masked_fill(~real[:, None], torch.inf).argsort(dim=2)
     turn, nth = place // real.sum(dim=1)[:, None], place % real.sum(dim=1)[:, None]
     return order[torch.arange(tasks)[:, None], turn, nth].view(tasks, steps, size)

@@ -175,7 +175,7 @@ def shuffled(episodes: Episodes, shot: int) -> Tensor:
 
 def in_order(episodes: Episodes, order: Tensor) -> Episodes:
     """The episodes with their support set in this order [T, S], which may leave some out."""
-    order = order.to(episodes.support_y.device)
+    order = order.to(episodes.support_y.device, non_blocking=True)
     tasks = torch.arange(len(order), device=order.device)[:, None]
     return episodes._replace(
         support_x=episodes.support_x[tasks, order], support_y=episodes.support_y[tasks, order]

@@ -37,7 +37,8 @@ def padded_crop(x: Tensor, padding: int, corner: Tensor) -> Tensor:
     """Of images [N, C, H, W] with `padding` zeros around them, the H × W windows at `corner`."""
     padded = F.pad(x, (padding,) * 4)
     rows, columns = (
-        corner[:, [d]] + torch.arange(size, device=x.device) for d, size in enumerate(x.shape[2:])
+        first[:, None] + torch.arange(size, device=x.device)
+        for first, size in zip(corner.unbind(1), x.shape[2:], strict=True)
     )  # [N, H], [N, W]
     image = torch.arange(len(x), device=x.device)
     cropped = padded[image[:, None, None], :, rows[:, :, None], columns[:, None]]  # [N, H, W, C]

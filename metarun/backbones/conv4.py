@@ -12,6 +12,7 @@ from metarun.backbones.pooling import can_pool, pooled_normalisation
 from metarun.errors import UserError
 from metarun.kernels.pooled_convolution import can_convolve, pooled_convolution
 
+READS = ("images",)
 BLOCKS = 4
 
 

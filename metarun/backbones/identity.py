@@ -4,6 +4,8 @@ from math import prod
 
 from torch import Tensor, nn
 
+READS = ("vectors", "images")
+
 
 class Identity(nn.Module):
     """The example as it is, [N, *input], or with `flatten` as one vector, [N, out_dim].

@@ -6,6 +6,9 @@ from torch import nn
 
 from metarun.errors import UserError
 
+READS = ("images",)
+
+
 # Filters, their height and width, and whether 2×2 max-pooling follows.
 LAYERS = ((64, 10, True), (128, 7, True), (128, 4, True), (256, 4, False))
 

@@ -8,6 +8,8 @@ from torch import nn
 from metarun.backbones.batch_norm import normalisation
 from metarun.errors import UserError
 
+READS = ("vectors", "images")
+
 
 class MLP(nn.Sequential):
     """Linear layer, batch norm and ReLU for each of `widths` (Finn et al. 2017, sec. 5.2).

@@ -4,6 +4,8 @@ from math import prod
 
 from torch import nn
 
+READS = ("vectors", "images")
+
 
 class Pixels(nn.Flatten):
     """Each example as one vector: [N, *input] -> [N, out_dim], for methods that learn the rest.

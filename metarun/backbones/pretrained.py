@@ -18,6 +18,7 @@ from metarun.backbones.convolution import Mean, image_shape
 from metarun.backbones.layer_norm import ScaledApart, is_wrong_in_inner_loops
 from metarun.errors import UserError
 
+READS = ("images",)
 AUXILIARY = ("aux1", "aux2", "AuxLogits")  # further classifiers of GoogLeNet and Inception
 
 

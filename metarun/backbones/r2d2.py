@@ -10,6 +10,7 @@ from metarun.backbones.batch_norm import normalisation
 from metarun.backbones.convolution import Conv2d, image_shape
 from metarun.errors import UserError
 
+READS = ("images",)
 SLOPE = 0.1  # of the leaky ReLU
 
 

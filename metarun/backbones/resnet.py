@@ -14,6 +14,7 @@ from metarun.backbones.batch_norm import normalisation
 from metarun.backbones.convolution import Conv2d, Mean, image_shape, initialise
 from metarun.errors import UserError
 
+READS = ("images",)
 STEMS = ("large", "small")
 
 

@@ -16,6 +16,7 @@ from metarun.backbones.convolution import Conv2d, Mean, image_shape, initialise
 from metarun.backbones.drop_block import drop_block
 from metarun.errors import UserError
 
+READS = ("images",)
 BLOCKS = 4
 SLOPE = 0.1  # of the leaky ReLU
 

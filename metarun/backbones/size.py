@@ -13,11 +13,14 @@ def count_parameters(module: Any) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def network_size(backbone: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Any]:
+def network_size(
+    backbone: nn.Module, input_shape: tuple[int, ...], whole: bool = False
+) -> dict[str, Any]:
     """Learnt numbers, floating-point operations for one example in a test, and the features' shape.
 
     A multiplication and its addition are two operations; only those of convolutions and matrix
-    products count. Where the network cannot be run by shapes alone, they are not known: None.
+    products count. Where the network cannot be run by shapes alone, they are not known: None. With
+    `whole` it reads whole numbers.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,7 +35,8 @@ def network_size(backbone: nn.Module, input_shape: tuple[int, ...]) -> dict[str,
     with suppress(Exception):  # a user's own network may do what has no meaning by shapes alone
         # On the meta device, where nothing is computed: a large network takes no longer.
         shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
-        example = torch.empty(1, *input_shape, device="meta")
+        dtype = torch.int64 if whole else None
+        example = torch.empty(1, *input_shape, dtype=dtype, device="meta")
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             features = functional_call(backbone, shapes, (example,))
         facts |= {"flops": counter.get_total_flops(), "output": list(features.shape[1:])}

@@ -14,6 +14,7 @@ from metarun.backbones.convolution import Conv2d, image_shape
 from metarun.backbones.layer_norm import LayerNorm
 from metarun.errors import UserError
 
+READS = ("images",)
 EPS = 1e-6  # of the layer norms
 
 

@@ -12,6 +12,7 @@ from metarun.backbones.batch_norm import normalisation
 from metarun.backbones.convolution import Conv2d, Mean, image_shape, initialise
 from metarun.errors import UserError
 
+READS = ("images",)
 STEM = 16  # filters of the first convolution
 
 

@@ -85,11 +85,13 @@ def build(
     chosen = {s: examples[s][np.concatenate(list(splits[s].values()))] for s in SPLITS}
     lengths = {s: [len(rows) for rows in splits[s].values()] for s in SPLITS}
     statistics: tuple[tuple[float, ...], tuple[float, ...]] = (0.0,), (1.0,)
-    if chosen["train"].dtype == torch.uint8:
+    kind = "images" if chosen["train"].dtype == torch.uint8 else "vectors"  # of `as_examples`
+    if kind == "images":
         statistics = channel_statistics(chosen["train"].split(lengths["train"]))
     return {
         s: as_split(
-            chosen[s], torch.tensor([0, *lengths[s]]).cumsum(0), splits[s], above[s], *statistics
+            *(kind, chosen[s], torch.tensor([0, *lengths[s]]).cumsum(0), splits[s], above[s]),
+            *statistics,
         )
         for s in SPLITS
     }

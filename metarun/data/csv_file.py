@@ -208,12 +208,11 @@ def stacked(
     assert table.features is not None
     return {
         split: as_split(
+            "vectors",
             torch.from_numpy(table.features[np.concatenate(list(classes.values()))]),
             torch.tensor([0, *map(len, classes.values())]).cumsum(0),
             classes,
             superclass_of,
-            (0.0,),
-            (1.0,),
         )
         for split, classes in splits.items()
     }

@@ -28,7 +28,7 @@ class Functions:
     draw: Draw
     device: torch.device = CPU
 
-    input_shape = (1,)
+    input_shape, kind = (1,), "vectors"
 
     def to(self, device: torch.device) -> "Functions":
         """This split for use on `device`."""

@@ -41,7 +41,7 @@ def labelled_splits(splits: Mapping[str, Callable[[], Labelled]], size: int) -> 
     x, first_row, _, _ = filled["train"]
     statistics = channel_statistics(x.split(first_row.diff().tolist()))
     return {
-        name: as_split(x, first_row, classes, superclass_of, *statistics)
+        name: as_split("images", x, first_row, classes, superclass_of, *statistics)
         for name, (x, first_row, classes, superclass_of) in filled.items()
     }
 

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations
+from itertools import accumulate, combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from metarun.data.kinds import FILLED_UP, KINDS, cut, filled_up
 from metarun.data.split import Split
 from metarun.data.store import SPLITS, DataSet, sha256
 from metarun.errors import UserError
@@ -21,15 +22,17 @@ class Mixture:
     """The same split of several data sets, one after the other in rows and classes.
 
     `input_shape` is that of every example as the backbone gets it: a grey image is repeated to have
-    as many channels. See Split for the rest.
+    as many channels, and tokens and graphs are filled up. See Split for the rest.
     """
 
     parts: Mapping[str, Split]
     input_shape: tuple[int, ...]
+    kind: str
+    sizes: tuple[int, ...] = ()
 
     def each(self) -> "dict[str, Mixture]":
         """Each source by itself, its examples of the shape that they have here."""
-        return {name: Mixture({name: part}, self.input_shape) for name, part in self.parts.items()}
+        return {name: replace(self, parts={name: part}) for name, part in self.parts.items()}
 
     @property
     def device(self) -> torch.device:
@@ -73,11 +76,6 @@ class Mixture:
             else:
                 yield from [name] * len(part.classes)
 
-    @property
-    def holds_images(self) -> bool:
-        """As of Split: of all the sources."""
-        return all(part.holds_images for part in self.parts.values())
-
     def augmented(self, augment: Callable[[Tensor], Tensor]) -> "Mixture":
         """As of Split: the images of every source, before a grey one is repeated."""
         parts = {name: part.augmented(augment) for name, part in self.parts.items()}
@@ -94,18 +92,40 @@ class Mixture:
         """This split for use on `device`."""
         return replace(self, parts={name: part.to(device) for name, part in self.parts.items()})
 
-    def take(self, rows: Tensor) -> Tensor:
-        """Examples at `rows` (any shape, int64), each normalised as its source's are."""
-        flat = rows.flatten()
-        x = torch.empty(len(flat), *self.input_shape, device=self.device)
+    def of_parts(self, flat: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Each source that has some of the rows [N], by name: their places among them, and which
+        rows of its own they are."""
         start = 0
-        for part in self.parts.values():
+        for name, part in self.parts.items():
             end = start + int(part.first_row[-1])
             places = ((flat >= start) & (flat < end)).nonzero()[:, 0]
             if len(places):
-                taken = part.take(flat[places] - start)
-                x[places.to(self.device)] = taken.expand(-1, *self.input_shape)
+                yield name, places, flat[places] - start
             start = end
+
+    def stored(self, rows: Tensor) -> Tensor:
+        """As of Split, had it the examples of all the sources."""
+        flat = rows.flatten()
+        stored = torch.empty_like(flat)
+        before = accumulate((len(part.x) for part in self.parts.values()), initial=0)
+        first = dict(zip(self.parts, before, strict=False))
+        for name, places, own in self.of_parts(flat):
+            stored[places] = first[name] + self.parts[name].stored(own)
+        return stored.view_as(rows)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Examples at `rows` (any shape, int64), each normalised as its source's are."""
+        flat, fills_up, longest = rows.flatten(), self.kind in FILLED_UP, 1
+        dtype = torch.int64 if fills_up else None
+        x = torch.empty(len(flat), *self.input_shape, dtype=dtype, device=self.device)
+        for name, places, own in self.of_parts(flat):
+            taken = self.parts[name].take(own)
+            if fills_up:
+                longest = max(longest, taken.shape[1])
+                taken = filled_up(taken, self.input_shape)
+            x[places.to(self.device, non_blocking=True)] = taken.expand(-1, *self.input_shape)
+        if fills_up:
+            x = cut(self.kind, x, longest)
         return x.unflatten(0, rows.shape)
 
 
@@ -117,7 +137,9 @@ class MixtureData:
     def __init__(self, sources: Mapping[str, DataSet]):
         self.sources = dict(sources)
         self.checksum = sha256(*(s.checksum.encode() for s in self.sources.values()))
-        self.input_shape = max(s.outlines["test"].input_shape for s in self.sources.values())
+        outlines = [source.outlines["test"] for source in self.sources.values()]
+        self.input_shape = max(outline.input_shape for outline in outlines)
+        self.kind, self.sizes = outlines[0].kind, outlines[0].sizes
         self.outlines = {
             split: self._joined({name: s.outlines[split] for name, s in self.sources.items()})
             for split in SPLITS
@@ -125,7 +147,7 @@ class MixtureData:
 
     def _joined(self, parts: Mapping[str, Split]) -> Mixture:
         with_classes = {name: part for name, part in parts.items() if part.classes}
-        return Mixture(with_classes, self.input_shape)
+        return Mixture(with_classes, self.input_shape, self.kind, self.sizes)
 
     def open(self, split: str) -> Mixture:
         """The split with its examples."""
@@ -152,24 +174,36 @@ class MixtureData:
 def load(sources: Mapping[str, DataSet], size: int) -> MixtureData:
     """The mixture of these data sets; `size`, of images, is what each of them was told.
 
-    Raises UserError when there are none, or their examples differ in shape.
+    Raises UserError when there are none, or their examples differ in kind or in shape.
     """
     if not sources:
         raise UserError("data=mixture: say of what, as in data=[omniglot,glyphs]")
-    shapes = {}
+    outlines: dict[str, Split] = {}
     for name, source in sources.items():
         if not isinstance(source, DataSet):
             raise UserError(f"data.sources.{name}: it has no classes to mix with those of others")
-        shapes[name] = source.outlines["test"].input_shape
-    for first, name in combinations(shapes, 2):
-        if not same_but_for_grey(shapes[name], shapes[first]):
-            sized = shapes[name][1:] != shapes[first][1:]
-            raise UserError(
-                f"data.size={size}: {first} has examples of shape {list(shapes[first])}, {name} of "
-                f"{list(shapes[name])}: "
-                + (f"set data.sources.{name}.size" if sized else "one network cannot take both")
-            )
+        outlines[name] = source.outlines["test"]
+    for first, name in combinations(outlines, 2):
+        refuse_unlike(first, outlines[first], name, outlines[name], size)
     return MixtureData(sources)
+
+
+def refuse_unlike(first: str, a: Split, name: str, b: Split, size: int) -> None:
+    """Raise UserError unless one network can take the examples of both sources."""
+    one = "one network cannot take both"
+    if a.kind != b.kind:
+        raise UserError(f"data: {first} has {KINDS[a.kind]}, {name} {KINDS[b.kind]}: {one}")
+    if a.sizes != b.sizes:  # the same number would stand for another word in each
+        raise UserError(
+            f"data: numbers have {list(a.sizes)} values in the {KINDS[a.kind]} of {first}, but "
+            f"{list(b.sizes)} in those of {name}: {one}, unless both have one vocabulary"
+        )
+    if a.kind not in FILLED_UP and not same_but_for_grey(b.input_shape, a.input_shape):
+        sized = b.input_shape[1:] != a.input_shape[1:]
+        raise UserError(
+            f"data.size={size}: {first} has examples of shape {list(a.input_shape)}, {name} of "
+            f"{list(b.input_shape)}: " + (f"set data.sources.{name}.size" if sized else one)
+        )
 
 
 def same_but_for_grey(a: tuple[int, ...], b: tuple[int, ...]) -> bool:

@@ -67,7 +67,9 @@ def picture_splits(
         statistics = channel_statistics(x.split(first_row.diff().tolist()))
     return {
         split: as_split(
-            x.view(-1, *shape), first_row, splits[split], superclass_of(splits[split]), *statistics
+            *("images", x.view(-1, *shape), first_row, splits[split]),
+            superclass_of(splits[split]),
+            *statistics,
         )
         for split, (x, first_row, _) in filled.items()
     }

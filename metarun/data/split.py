@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
+
+from metarun.data.kinds import KINDS, cut, filled_up, lengths
 
 CPU = torch.device("cpu")
 RESIDENT_SHARE = 0.5  # of the free device memory; the network needs the rest
@@ -15,12 +17,18 @@ RESIDENT_SHARE = 0.5  # of the free device memory; the network needs the rest
 class Split:
     """All examples of one split. Class c's examples are rows first_row[c] to first_row[c + 1].
 
-    x           [N, *input]; images are uint8 [N, C, H, W], scaled and normalised by `take`
+    x           [N, *input], of a type that is small: `take` makes of it what a network reads
     first_row   int64 [classes + 1], always on the CPU, where tasks are drawn
     classes     name of each class
     superclass  int64 [classes], the index in `superclasses` of each class's alphabet or domain;
                 empty when the data has none
     mean, std   of the training split's images scaled to [0, 1], one number a channel
+    kind        images, vectors, tokens or graphs: what an example is (data/kinds.py)
+    sizes       how many values a number may have: of tokens (vocabulary,), of graphs one for each
+                feature of an atom and one for the bonds; others have none
+    lengths     int64 [N], always on the CPU: how many tokens or atoms an example goes to
+    index       int64 [rows], always on the CPU: the place in x of each row's example, where several
+                classes share them, as assays do molecules; None: row r has x[r]
     source      None: all classes are of one data set (Mixture has several)
     augment     changes images [n, C, H, W], scaled to [0, 1], at random; None: as they are
     """
@@ -32,19 +40,24 @@ class Split:
     superclasses: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    kind: str
+    sizes: tuple[int, ...] = ()
+    lengths: Tensor | None = None
+    index: Tensor | None = None
     device: torch.device = CPU
     source: Tensor | None = None
     augment: Callable[[Tensor], Tensor] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one example as the backbone gets it."""
+        """Shape of one example as the backbone gets it, or of one that goes to the end."""
         return tuple(self.x.shape[1:])
 
-    @property
-    def holds_images(self) -> bool:
-        """Whether the examples are images, stored as bytes; others are taken as they are."""
-        return self.x.dtype == torch.uint8
+    @cached_property
+    def index_on_device(self) -> Tensor:
+        """The index, if there is one, where examples are taken to."""
+        assert self.index is not None
+        return self.index.to(self.device)
 
     def augmented(self, augment: Callable[[Tensor], Tensor]) -> "Split":
         """This split with its images changed by `augment` whenever they are taken."""
@@ -52,14 +65,23 @@ class Split:
 
     def joined(self, other: "Split") -> "Split":
         """The classes of both, the examples copied into one tensor and normalised as this one's."""
-        x = torch.cat([self.x, other.x])
+        longest = max(self.input_shape, other.input_shape)
+        x = torch.cat([filled_up(self.x, longest), filled_up(other.x, longest)])
         first_row = torch.cat([self.first_row, self.first_row[-1] + other.first_row[1:]])
         classes, both = self.classes + other.classes, (self, other)
         named = [split.superclasses[i] for split in both for i in split.superclass.tolist()]
         # If but one of them has superclasses, they are of no use.
         all_named = len(named) == len(classes)
         superclass_of = dict(zip(classes, named, strict=True)) if all_named else None
-        return as_split(x, first_row, classes, superclass_of, self.mean, self.std)
+        index = None
+        if self.index is not None or other.index is not None:
+            own, others = (split.stored(torch.arange(int(split.first_row[-1]))) for split in both)
+            index = torch.cat([own, others + len(self.x)])
+        return as_split(
+            *(self.kind, x, first_row, classes, superclass_of, self.mean, self.std),
+            sizes=self.sizes,
+            index=index,
+        )
 
     def to(self, device: torch.device) -> "Split":
         """This split for use on `device`: moved there if it fits, else read from where it is."""
@@ -71,20 +93,35 @@ class Split:
                 device = x.device
         return replace(self, x=x, device=device)
 
-    def take(self, rows: Tensor) -> Tensor:
-        """Examples at `rows` (any shape, int64) on the device: rows.shape + input, as floats.
+    def stored(self, rows: Tensor) -> Tensor:
+        """The place in x of each row's example, for rows (any shape, int64) on the CPU."""
+        return rows if self.index is None else self.index[rows]
 
-        Images come scaled to [0, 1], augmented and normalised; other inputs as they are stored.
+    def take(self, rows: Tensor) -> Tensor:
+        """Examples at `rows` (any shape, int64) on the device: rows.shape + input.
+
+        Images come scaled to [0, 1], augmented and normalised, vectors as floats, tokens and graphs
+        as int64. The latter go to the end of the longest of them where that can be known without
+        waiting for the device: when the rows are on the CPU. Otherwise, and so in a recorded step,
+        whose shapes do not change, they have all their padding.
         """
-        flat = rows.flatten()
-        if self.x.device == self.device:
-            x = self.x.index_select(0, flat.to(self.device, non_blocking=True))
+        flat, x = rows.flatten(), self.x
+        if self.index is not None:
+            flat = self.index[flat] if flat.is_cpu else self.index_on_device[flat]
+        if self.lengths is not None and flat.is_cpu and len(flat):
+            x = cut(self.kind, x, max(1, int(self.lengths[flat].max())))
+        if x.device == self.device:
+            x = x.index_select(0, flat.to(self.device, non_blocking=True))
         else:  # the split did not fit: a pinned copy overlaps with what the device is computing
-            x = self.x.index_select(0, flat).pin_memory().to(self.device, non_blocking=True)
-        if self.holds_images:
+            x = x.index_select(0, flat).pin_memory().to(self.device, non_blocking=True)
+        if self.kind == "images":
             if self.augment is not None:
                 x = 255 * self.augment(x.float() / 255)
             x = normalised(x, self.mean, self.std)
+        elif self.kind != "vectors":
+            x = x.long()
+        elif not x.is_floating_point():
+            x = x.float()
         return x.unflatten(0, rows.shape)
 
 
@@ -99,31 +136,41 @@ def scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """What bytes are multiplied with and then added to normalise them, [C, 1, 1] each."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
-    return scale[:, None, None], shift[:, None, None]
+    scale = torch.tensor([1 / (255 * s) for s in std])
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
+    scale, shift = torch.stack([scale, shift])[..., None, None].to(device, non_blocking=True)
+    return scale, shift
 
 
 def stack_classes(
+    kind: str,
     classes: dict[str, Tensor],
     superclass_of: dict[str, str] | None = None,
     mean: tuple[float, ...] = (0.0,),
     std: tuple[float, ...] = (1.0,),
+    *,
+    sizes: tuple[int, ...] = (),
 ) -> Split:
     """A Split of named classes, each a tensor [examples, *input], kept in the order given."""
     first_row = torch.tensor([0, *(len(x) for x in classes.values())]).cumsum(0)
-    return as_split(torch.cat(list(classes.values())), first_row, classes, superclass_of, mean, std)
+    x = torch.cat(list(classes.values()))
+    return as_split(kind, x, first_row, classes, superclass_of, mean, std, sizes=sizes)
 
 
 def as_split(
+    kind: str,
     x: Tensor,
     first_row: Tensor,
     classes: Iterable[str],
-    superclass_of: Mapping[str, str] | None,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    superclass_of: Mapping[str, str] | None = None,
+    mean: tuple[float, ...] = (0.0,),
+    std: tuple[float, ...] = (1.0,),
+    *,
+    sizes: tuple[int, ...] = (),
+    index: Tensor | None = None,
 ) -> Split:
-    """A Split of examples [N, *input] that stand class by class."""
+    """A Split of examples [N, *input] that stand class by class, or whose places do in `index`."""
+    assert kind in KINDS, kind
     names = tuple(classes)
     superclasses = tuple(dict.fromkeys(superclass_of[n] for n in names)) if superclass_of else ()
     place = {name: i for i, name in enumerate(superclasses)}
@@ -136,4 +183,8 @@ def as_split(
         superclasses=superclasses,
         mean=mean,
         std=std,
+        kind=kind,
+        sizes=sizes,
+        lengths=lengths(kind, x),
+        index=index,
     )

@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from metarun.data.split import Split
 from metarun.errors import UserError
@@ -28,6 +29,7 @@ from metarun.functional.metrics import ACCURACY
 
 FORMAT = "1"  # of the prepared files; part of the folder's name
 SPLITS = ("train", "val", "test")
+OF_SOME = ("lengths", "index")  # tensors that but some splits have
 TICK = 0.02  # seconds, longer than a file system's clock stands still
 
 # What is asked for: "run" takes prepared data as it was last found sound, and makes it if need be;
@@ -51,7 +53,9 @@ class DataSet:
         self.files = files
         self._sealed: set[str] = set()
         # Sizes and names of every split are known at once: they decide what can be asked for.
-        self.outlines = {split: read(path, images=False) for split, path in files.items()}
+        self.outlines: Mapping[str, Split] = {
+            split: read(path, images=False) for split, path in files.items()
+        }
         self.checksum = sha256(*(metadata(path)["checksum"].encode() for path in files.values()))
         refuse_shared_classes({split: o.classes for split, o in self.outlines.items()})
 
@@ -74,6 +78,7 @@ class DataSet:
         return {
             "name": self.name,
             "checksum": self.checksum,
+            "kind": self.outlines["train"].kind,
             "classes": {split: len(outline.classes) for split, outline in self.outlines.items()},
             "examples": {split: int(o.first_row[-1]) for split, o in self.outlines.items()},
         } | self.origin()
@@ -132,13 +137,15 @@ def files_in(folder: Path) -> dict[str, Path]:
 def write(path: Path, split: Split, made_from: dict[str, Any] | None = None) -> None:
     """Store `split` at `path`, atomically, and beside it what it was made from, as JSON."""
     tensors = {"x": split.x, "first_row": split.first_row, "superclass": split.superclass}
+    of_some = {name: getattr(split, name) for name in OF_SOME}
+    tensors |= {name: tensor for name, tensor in of_some.items() if tensor is not None}
     facts = json.dumps([split.classes, split.superclasses, split.mean, split.std])
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()},
             temporary,
-            metadata={"facts": facts, "checksum": checksum(split, facts)}
+            metadata={"facts": facts, "kind": kind_of(split), "checksum": checksum(split, facts)}
             | ({"made_from": json.dumps(made_from)} if made_from else {}),
         )
         temporary.chmod(0o666 & ~umask())  # safetensors lets nobody else read it
@@ -158,12 +165,28 @@ def umask() -> int:
 
 def read(path: Path, images: bool = True) -> Split:
     """The split stored at `path`; without `images`, x is empty but for its shape [0, *input]."""
-    facts = json.loads(metadata(path)["facts"])
-    classes, superclasses, mean, std = (tuple(fact) for fact in facts)
+    about = metadata(path)
+    classes, superclasses, mean, std = (tuple(fact) for fact in json.loads(about["facts"]))
     with safe_open(path, "pt") as file:
         x = file.get_tensor("x") if images else file.get_slice("x")[:0]
         first_row, superclass = file.get_tensor("first_row"), file.get_tensor("superclass")
-    return Split(x, first_row, classes, superclass, superclasses, mean, std)
+        there = [name for name in OF_SOME if name in set(file.keys())]
+        of_some = {name: file.get_tensor(name) for name in there}
+    # Files from before kinds had a name hold images, or vectors: their type tells which.
+    kind, *sizes = json.loads(about["kind"]) if "kind" in about else [kind_by_type(x)]
+    return Split(
+        *(x, first_row, classes, superclass, superclasses, mean, std, kind, tuple(sizes)), **of_some
+    )
+
+
+def kind_of(split: Split) -> str:
+    """The kind of the examples and their sizes, as they are stored."""
+    return json.dumps([split.kind, *split.sizes])
+
+
+def kind_by_type(x: Tensor) -> str:
+    """What examples of this type are unless something else is said of them."""
+    return "images" if x.dtype == torch.uint8 else "vectors"
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -232,8 +255,11 @@ def checksum(split: Split, facts: str) -> str:
         facts.encode(),
         json.dumps([list(split.x.shape), str(split.x.dtype)]).encode(),
     ]
-    for tensor in (split.first_row, split.superclass, split.x):
-        parts.append(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    if split.kind != kind_by_type(split.x):  # others have the checksum that they have always had
+        parts.append(kind_of(split).encode())
+    for tensor in (split.first_row, split.superclass, split.x, split.lengths, split.index):
+        if tensor is not None:
+            parts.append(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return sha256(*parts)
 
 

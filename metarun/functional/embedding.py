@@ -8,11 +8,18 @@ from metarun.episodes import PADDING, Episodes
 from metarun.errors import UserError
 
 
-def embed(backbone: nn.Module, x: Tensor, support: int, real: Tensor | None = None) -> Tensor:
+def embed(
+    backbone: nn.Module,
+    x: Tensor,
+    support: int,
+    real: Tensor | None = None,
+    count: int | None = None,
+) -> Tensor:
     """Features of every example: [T, N, *input] -> [T, N, *features].
 
     The first `support` examples of each task are its support set; those that `real` [T, N] does not
-    mark are padding, with features of no meaning. Batch norm that uses the task's own statistics
+    mark are padding, with features of no meaning. `count` is how many it marks; None: that is asked
+    of the device. Batch norm that uses the task's own statistics
     takes those of one task at a time, so that a task's features do not depend on which other tasks
     are computed beside it.
     """
@@ -26,15 +33,18 @@ def embed(backbone: nn.Module, x: Tensor, support: int, real: Tensor | None = No
         return torch.vmap(of_task, in_dims, randomness="different")(x, real)
     if real is None:
         return backbone(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-    z = backbone(x[real])
-    return z.new_zeros(*real.shape, *z.shape[1:]).index_put(real.nonzero(as_tuple=True), z)
+    places = real.nonzero_static(size=int(real.sum()) if count is None else count).unbind(1)
+    z = backbone(x[places])
+    return z.new_zeros(*real.shape, *z.shape[1:]).index_put(places, z)
 
 
 def embed_task(backbone: nn.Module, episodes: Episodes) -> tuple[Tensor, Tensor]:
     """Features of support and query, which go through together: [T, S, ...] and [T, Q, ...]."""
     support = episodes.support_x.shape[1]
     x = torch.cat([episodes.support_x, episodes.query_x], dim=1)
-    z = embed(backbone, x, support, real_examples(episodes))
+    real = real_examples(episodes)
+    count = None if real is None else int(episodes.sizes_on_cpu()[:, :2].sum())
+    z = embed(backbone, x, support, real, count)
     return z[:, :support], z[:, support:]
 
 

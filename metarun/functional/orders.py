@@ -13,5 +13,5 @@ def fixed_orders(examples: int, real: Tensor | None, tasks: int) -> Tensor:
     """An order of every task's examples, [tasks, examples]; those not `real` [T, N] come last."""
     keys = fixed_order_keys(examples).expand(tasks, -1)
     if real is not None:
-        keys = keys.to(real.device).masked_fill(~real, torch.inf)
+        keys = keys.to(real.device, non_blocking=True).masked_fill(~real, torch.inf)
     return keys.argsort(dim=1)

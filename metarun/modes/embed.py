@@ -17,7 +17,7 @@ from metarun.data.store import SPLITS, DataSet, file_sha256
 from metarun.device import Device, choose
 from metarun.errors import UserError
 from metarun.experiment import is_done
-from metarun.parts import Config, instance, refuse_foreign_targets
+from metarun.parts import Config, instance, new_backbone, refuse_foreign_targets
 from metarun.runs import checkpoint
 from metarun.runs import folder as runfolder
 from metarun.runs.job import Job
@@ -58,7 +58,7 @@ def run(job: Job) -> dict[str, Any]:
         if not isinstance(data, DataSet):
             raise UserError(f"mode=embed: data={data.name} is no one set of examples to store")
         torch.manual_seed(stream_seed(config["seed"], "init"))
-        backbone = instance(config, "backbone", input_shape=data.outlines["train"].input_shape)
+        backbone = new_backbone(config, data)
         if content:
             restore(backbone, content, config)
         refuse_shared_statistics(backbone)
@@ -141,12 +141,14 @@ def refuse_shared_statistics(backbone: nn.Module) -> None:
 
 @torch.no_grad()
 def embed(backbone: nn.Module, split: Split, device: Device, name: str) -> Split:
-    """The split with its features for examples: float32, in main memory."""
+    """The split with its features for examples: float32, in main memory. What several rows show is
+    computed and stored once."""
+    examples = replace(split, index=None)
     rows = torch.arange(len(split.x)).split(AT_ONCE)
     x: Tensor | None = None
     with device.autocast():
         for part in track(rows, f"Embedding {name}", len(rows)):
-            z = backbone(split.take(part)).float().cpu()
+            z = backbone(examples.take(part)).float().cpu()
             if x is None:
                 x = z.new_empty(len(split.x), *z.shape[1:])
             x[part[0] : part[-1] + 1] = z
@@ -154,4 +156,13 @@ def embed(backbone: nn.Module, split: Split, device: Device, name: str) -> Split
         raise UserError(f"mode=embed: the {name} split has no examples")
     if not x.isfinite().all():
         raise UserError(f"mode=embed: features of the {name} split are not finite")
-    return replace(split, x=x, mean=(0.0,), std=(1.0,), device=x.device)
+    return replace(
+        split,
+        x=x,
+        mean=(0.0,),
+        std=(1.0,),
+        kind="vectors",
+        sizes=(),
+        lengths=None,
+        device=x.device,
+    )

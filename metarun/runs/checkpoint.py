@@ -121,6 +121,11 @@ def state(training: Training, config: dict[str, Any], data_checksum: str) -> dic
 def refuse_another_run(content: dict[str, Any], config: dict[str, Any]) -> None:
     """Raise UserError when the run asked for is not the one whose state `content` is."""
     changed = differences(config, content["config"], except_for=INCIDENTAL)
+    if renamed := [word for word in changed if "_target_=metarun." in word]:
+        raise UserError(
+            f"resume=auto: this run is of a metarun with {' '.join(renamed)}, which this one does "
+            "not have: choose another name="
+        )
     if changed:
         raise UserError(
             f"resume=auto: this run was started with {' '.join(changed)}: say the same, "

@@ -54,6 +54,7 @@ def prepared(mode: str, name: str, data: Data, seconds: float) -> str:
     rows = {
         "data": name if mode == "prepare" else f"{name}, ok: the source and the prepared files",
         **{part: by_split(facts[part]) for part in ("classes", "examples")},
+        "kind": facts["kind"],
         "example": "×".join(map(str, some)),
         "checksum": data.checksum,
         "folder": str(next(iter(data.files.values())).parent),
@@ -75,6 +76,8 @@ def task_kind(task: dict[str, Any], metric: Metric) -> str:
     least = task["sampler"].get("least_way", task["way"])
     way = f"{task['way']}" if least == task["way"] else f"{least}- to {task['way']}"
     shot = f"{task['shot']}-shot" if task["shot"] else "any shots"
+    if support := task["sampler"].get("support"):
+        shot = f"{support} support examples"
     query = f"{task['query']}" if task["query"] else "any number of"
     return f"{way}-way {shot}, {query} queries a class"
 

@@ -26,6 +26,6 @@ class Functions:
     def __call__(self, split: Family, generator: torch.Generator) -> Episodes:
         """The next meta-batch, on the split's device; way is 1, one real value a point."""
         x, y = split.draw(self.tasks, self.shot + self.query, generator)
-        x, y = x.to(split.device), y.to(split.device)
+        x, y = (values.to(split.device, non_blocking=True) for values in (x, y))
         shot = self.shot
         return Episodes(x[:, :shot], y[:, :shot], x[:, shot:], y[:, shot:], way=1)

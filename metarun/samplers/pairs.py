@@ -40,7 +40,7 @@ class PairSampler:
         """The next batch of pairs, on the split's device."""
         a, b, same = draw_pairs(split.first_row, pairs=self.tasks, generator=generator)
         x = split.take(torch.stack([a, b]))  # [2, T, *input]
-        return Pairs(x[0], x[1], same.to(split.device))
+        return Pairs(x[0], x[1], same.to(split.device, non_blocking=True))
 
 
 def draw_pairs(

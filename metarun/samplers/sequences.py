@@ -51,7 +51,7 @@ class SequenceSampler:
             presentations=self.presentations,
             generator=generator,
         )
-        return Sequences(split.take(rows), y.to(split.device), self.way)
+        return Sequences(split.take(rows), y.to(split.device, non_blocking=True), self.way)
 
 
 def draw_sequences(

@@ -102,7 +102,8 @@ class Variable:
         present = torch.arange(self.way) < ways[:, None]  # [T, way]
         query = self.queries(size, present)
         shots = self.shots(size, present, query, generator)
-        return labelled_rows(split.first_row[chosen], size, shots, query, present, generator)
+        each = query[:, None].expand_as(size)
+        return labelled_rows(split.first_row[chosen], size, shots, each, present, generator)
 
     def draw_classes(self, split: Examples, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The classes [T, way] of the tasks, and how many of them each has [T]."""
@@ -186,12 +187,12 @@ def labelled_rows(
 ) -> Rows:
     """Support and query rows of classes that start at `first_row` and have `size` examples.
 
-    Both [T, way], as `shots`; `query` [T] is the same for all classes `present` [T, way] in a task.
+    All are [T, way], as are the numbers of examples `shots` and `query` of the classes `present`.
     """
     way = size.shape[1]
-    needed = int((shots + query[:, None]).max())
+    needed = int((shots + query).max())
     rows = shuffled(first_row, size, int(size.max()), generator)[..., :needed]  # [T, way, needed]
-    place, end = torch.arange(needed), (shots + query[:, None])[..., None]
+    place, end = torch.arange(needed), (shots + query)[..., None]
     in_support = (place < shots[..., None]) & present[..., None]
     in_query = (place >= shots[..., None]) & (place < end) & present[..., None]
     labels = torch.arange(way)[:, None].expand_as(rows)

@@ -71,7 +71,9 @@ class RowEpisodes:
         """
         places = self.rows.support.shape[1]
         rows = torch.cat([self.rows.support, self.rows.query], dim=1)  # [E, S + Q]
-        distinct, place = rows.unique(return_inverse=True)
+        stored, place = self.split.stored(rows).unique(return_inverse=True)
+        distinct = torch.empty_like(stored)  # a row for each
+        distinct[place.flatten()] = rows.flatten()
         first, *others = distinct.split(tasks * rows[0].numel())
         z = backbone(self.split.take(first))
         if z[0].nbytes * len(distinct) > MOST_FEATURES:
@@ -82,7 +84,7 @@ class RowEpisodes:
         for room, part in zip(rooms, others, strict=True):
             room.copy_(backbone(self.split.take(part)))
         return RowEpisodes(
-            stack_classes({"features": features}).to(features.device),
+            stack_classes("vectors", {"features": features}).to(features.device),
             self.rows._replace(support=place[:, :places], query=place[:, places:]),
         )
 
@@ -125,7 +127,8 @@ class FunctionEpisodes:
 
     def batch(self, rows: slice) -> Episodes:
         """Those of the tasks, on the device."""
-        support_x, support_y, query_x, query_y = (t[rows].to(self.device) for t in self.tensors)
+        there = (t[rows].to(self.device, non_blocking=True) for t in self.tensors)
+        support_x, support_y, query_x, query_y = there
         return Episodes(support_x, support_y, query_x, query_y, way=1)
 
     def part(self, rows: slice) -> "FunctionEpisodes":
@@ -150,8 +153,9 @@ class FunctionEpisodes:
 def room(rows: Rows, first_row: Tensor) -> int:
     """How many tasks without a common example the examples of these tasks would make.
 
-    Class c's examples are rows first_row[c] to first_row[c + 1] of the split; a class has room for
-    as many tasks as it has examples for, at the mean number that it has in one.
+    An example is one row: where assays share molecules, each measurement is one of its own. Class
+    c's examples are rows first_row[c] to first_row[c + 1] of the split; a class has room for as
+    many tasks as it has examples for, at the mean number that it has in one.
     """
     real = torch.cat([rows.support_y, rows.query_y], dim=1) != PADDING  # [E, S + Q]
     examples = torch.cat([rows.support, rows.query], dim=1)[real]

@@ -159,7 +159,8 @@ def result_rows(results: dict) -> dict[str, str]:
             rows[f"  {source}"] = metric.shown(of_source[metric.name], of_source["ci95"])
         for name, measure in (test.get("measures") or {}).items():
             rows[words(name)] = kind_of(name).shown(measure["mean"], measure["ci95"])
-        if over := test.get("over_tasks"):
+        over = test.get("over_tasks")
+        if over and test["by_task"].keys() != test.get("sources", {}).keys():
             figure = metric.shown(over[metric.name], over["ci95"])
             rows["mean of tasks"] = f"{figure}, interval over {over['tasks']} tasks"
         if skipped := test.get("skipped"):

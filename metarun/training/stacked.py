@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from metarun.backbones.batch_norm import BatchNorm
+from metarun.data.kinds import filled_up
 from metarun.device import Device
 from metarun.errors import UserError
 from metarun.interfaces import Algorithm, Sampler
@@ -171,6 +172,13 @@ def is_shared(key: str, value: Any) -> bool:
     return key == "step" or value is None
 
 
+def side_by_side(of_seeds: Sequence[Tensor]) -> Tensor:
+    """The tensors [T, ...] of all the seeds, [S, T, ...]; token sequences and graphs of which one
+    batch has longer ones than another are filled up."""
+    longest = max(tensor.shape[1:] for tensor in of_seeds)
+    return torch.stack([filled_up(tensor, longest) for tensor in of_seeds])
+
+
 def meta_batches(
     sampler: Sampler, split: Any, generators: Sequence[torch.Generator]
 ) -> Iterator[Any]:
@@ -182,7 +190,7 @@ def meta_batches(
         while True:
             several = [sampler(split, generator) for generator in generators]
             yield several[0]._make(
-                torch.stack(values) if isinstance(values[0], Tensor) else values[0]
+                side_by_side(values) if isinstance(values[0], Tensor) else values[0]
                 for values in zip(*several, strict=True)
             )
     for rows in zip(*(rows_ahead(sampler, split, g) for g in generators), strict=True):

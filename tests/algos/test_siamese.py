@@ -288,7 +288,7 @@ def test_it_learns_which_differences_matter():
         signal = centres + 0.2 * torch.randn(classes, 10, 6, generator=generator)
         noise = 6 * torch.randn(classes, 10, 6, generator=generator)
         x = torch.cat([signal, noise], dim=2)
-        return stack_classes({f"class {c}": x[c] for c in range(classes)})
+        return stack_classes("vectors", {f"class {c}": x[c] for c in range(classes)})
 
     train, test = split(40), split(40)
     of_test = Uniform(way=5, shot=1, query=5, tasks=1)

@@ -93,7 +93,7 @@ def test_none_is_nothing():
 
 def test_taken_images_are_augmented_before_they_are_normalised():
     images = torch.randint(256, (6, 3, 4, 4), dtype=torch.uint8)
-    split = stack_classes({"a": images}, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
+    split = stack_classes("images", {"a": images}, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
     rows = torch.tensor([[0, 5], [3, 3]])
 
     seen = []

@@ -99,14 +99,14 @@ def test_bytes_are_images(tmp_path, shape):
     assert train.std == pytest.approx((wanted / 255).std(axis=(0, 2, 3)))
     taken = train.take(torch.arange(2))
     assert taken.mean().abs() < 1e-6
-    assert data.outlines["val"].holds_images
+    assert data.outlines["val"].kind == "images"
 
 
 def test_what_is_neither_stays_a_number(tmp_path):
     """Bytes in rows are fingerprints and not images; maps of floats are maps."""
     bits = np.array([[0, 1], [1, 1], [0, 0]] * 2, dtype=np.uint8)
     data = load(stored(tmp_path, x=bits, y=Y))
-    assert not data.outlines["train"].holds_images
+    assert data.outlines["train"].kind == "vectors"
     maps = np.random.default_rng(0).normal(size=(6, 2, 3, 3))
     assert load(stored(tmp_path, x=maps, y=Y)).open("test").input_shape == (2, 3, 3)
 

@@ -14,6 +14,7 @@ MADE_FROM = {"data": {"name": "made up"}, "checkpoint": None}
 def some_splits():
     return {
         split: stack_classes(
+            "vectors",
             {f"{split}/{c}": torch.randn(3 + c, 4) for c in range(k)},
             {f"{split}/{c}": f"{split}s" for c in range(k)},
         )
@@ -31,7 +32,7 @@ def test_what_is_stored_is_read(tmp_path):
         assert torch.equal(read.x, split.x)
         assert torch.equal(read.first_row, split.first_row)
         assert (read.classes, read.superclasses) == (split.classes, split.superclasses)
-        assert not read.holds_images
+        assert read.kind == "vectors"
     assert data.facts()["made_from"] == MADE_FROM
     assert json.loads(metadata(tmp_path / "f" / "val.safetensors")["made_from"]) == MADE_FROM
     assert [path.name for path in tmp_path.iterdir()] == ["f"]

@@ -1,12 +1,13 @@
 """A mixture is its sources, one after the other; a test of each is that of the source alone."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from metarun.data.mixture import Mixture, load, same_but_for_grey
-from metarun.data.split import stack_classes
+from metarun.data.split import as_split, stack_classes
 from metarun.data.store import DataSet, prepare
 from metarun.episodes import gather
 from metarun.errors import UserError
@@ -28,15 +29,17 @@ def images(seed, classes, channels, size=4):
 
 def grey(superclasses=True):
     x = images(0, 5, 1)
-    return stack_classes(x, {n: n[0] for n in x} if superclasses else None, (0.5,), (0.25,))
+    return stack_classes(
+        "images", x, {n: n[0] for n in x} if superclasses else None, (0.5,), (0.25,)
+    )
 
 
 def coloured():
-    return stack_classes(images(1, 4, 3), None, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    return stack_classes("images", images(1, 4, 3), None, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
 
 
 def mixture():
-    return Mixture({"grey": grey(), "coloured": coloured()}, (3, 4, 4))
+    return Mixture({"grey": grey(), "coloured": coloured()}, (3, 4, 4), "images")
 
 
 def test_examples_are_those_of_the_sources():
@@ -119,16 +122,15 @@ def data(name, train, test, channels, size=4) -> DataSet:
     splits = {"train": train, "val": 3, "test": test}
     stacked = {
         split: stack_classes(
+            "images",
             {f"{split}{n}": x for n, x in images(seed, classes, channels, size).items()}
-            or {"none": torch.empty(0, channels, size, size).byte()}
+            or {"none": torch.empty(0, channels, size, size).byte()},
         )
         for seed, (split, classes) in enumerate(splits.items())
     }
     if not train:
         none = stacked["train"]
-        stacked["train"] = type(none)(
-            none.x, torch.zeros(1, dtype=torch.int64), (), none.superclass, (), none.mean, none.std
-        )
+        stacked["train"] = as_split("images", none.x, torch.zeros(1, dtype=torch.int64), ())
     return prepare(name, json.dumps([train, test, channels, size]), lambda: stacked)
 
 
@@ -169,3 +171,56 @@ def test_sources_must_have_one_shape(tmp_path, monkeypatch):
         load(alike, size=4)
     with pytest.raises(UserError, match=r"say of what, as in data=\[omniglot,glyphs\]"):
         load({}, size=4)
+
+
+def tokens(seed, length, sizes=(5,)):
+    x = torch.randint(1, 5, (2, 4, length), generator=torch.Generator().manual_seed(seed))
+    return stack_classes("tokens", {f"{seed}/{c}": x[c].byte() for c in range(2)}, sizes=sizes)
+
+
+def test_sequences_of_unlike_lengths():
+    """The shorter source's are filled up, and all go to the end of the longest that is taken."""
+    short, long = tokens(0, 3), tokens(1, 6)
+    split = Mixture({"short": short, "long": long}, (6,), "tokens", (5,))
+    taken = split.take(torch.tensor([[2, 9], [1, 0]]))
+    assert (taken.shape, taken.dtype) == ((2, 2, 6), torch.int64)
+    assert taken[0, 0].tolist() == [*short.x[2].tolist(), 0, 0, 0]
+    assert taken[0, 1].tolist() == long.x[1].tolist()
+    assert split.take(torch.tensor([2, 1])).shape == (2, 3)
+    assert split.each()["short"].kind == "tokens"
+
+
+def test_stored_examples_of_all_the_sources():
+    """The same number for the same example of a source, and another for every other."""
+    x, first_row = torch.arange(3.0)[:, None], torch.tensor([0, 2, 4])
+    a, b = (
+        as_split("vectors", x, first_row, ["c", "d"], index=torch.tensor(index))
+        for index in ([0, 2, 2, 1], [1, 1, 0, 2])
+    )
+    split = Mixture({"a": a, "b": b}, (1,), "vectors")
+    assert split.stored(torch.arange(8)).tolist() == [0, 2, 2, 1, 4, 4, 3, 5]
+    assert split.stored(torch.tensor([[7, 1], [2, 6]])).tolist() == [[5, 2], [2, 3]]
+    assert split.each()["b"].stored(torch.arange(4)).tolist() == [1, 1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        (grey(), "data: a has token sequences, b images: one network cannot take both"),
+        (tokens(1, 4, sizes=(9,)), r"\[5\] values in the token sequences of a, but \[9\] in those"),
+    ],
+)
+def test_sources_that_one_network_cannot_read(tmp_path, monkeypatch, split, said):
+    monkeypatch.setenv("METARUN_DATA", str(tmp_path))
+
+    def prepared(name, split):
+        splits = {
+            s: replace(split, classes=tuple(f"{s}/{c}" for c in split.classes))
+            for s in ("train", "val", "test")
+        }
+        return prepare(name, "key", lambda: splits)
+
+    with pytest.raises(UserError, match=said):
+        load({"a": prepared("a", tokens(0, 3)), "b": prepared("b", split)}, size=28)
+    joined = load({"a": prepared("a", tokens(0, 3)), "c": prepared("c", tokens(2, 7))}, size=28)
+    assert (joined.kind, joined.sizes, joined.input_shape) == ("tokens", (5,), (7,))

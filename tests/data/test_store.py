@@ -1,12 +1,16 @@
+import hashlib
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from metarun.data import store
-from metarun.data.split import stack_classes
+from metarun.data.split import as_split, stack_classes
 from metarun.errors import UserError
 
 
@@ -15,6 +19,7 @@ def some_splits():
     generator = torch.Generator().manual_seed(0)
     return {
         split: stack_classes(
+            "images",
             {f"{split}/c": torch.randint(256, (3, 1, 4, 4), generator=generator).to(torch.uint8)},
             {f"{split}/c": split},
             mean=(0.25,),
@@ -243,3 +248,65 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path, monkeypatch):
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in data.files.values()} == {0o640}
+
+
+def shared_tokens():
+    """Two assays of three sequences, the middle one in both, in each split."""
+    x = torch.tensor([[3, 1, 0], [2, 0, 0], [1, 1, 1]], dtype=torch.int16)
+    first_row, index = torch.tensor([0, 1, 2, 3, 4]), torch.tensor([0, 1, 1, 2])
+    return {
+        split: as_split(
+            *("tokens", x, first_row, [f"{split}/{c}" for c in "abcd"]), sizes=(4,), index=index
+        )
+        for split in store.SPLITS
+    }
+
+
+def test_every_kind_comes_back():
+    data = store.prepare("tokens", "key", shared_tokens)
+    assert data.facts()["kind"] == "tokens"
+    assert data.facts()["examples"]["train"] == 4
+    got, wanted = data.open("val"), shared_tokens()["val"]
+    assert (got.kind, got.sizes) == ("tokens", (4,))
+    assert torch.equal(got.index, wanted.index)
+    assert torch.equal(got.lengths, torch.tensor([2, 1, 3]))
+    assert got.take(torch.arange(3)).tolist() == wanted.take(torch.arange(3)).tolist()
+    outline = data.outlines["val"]
+    assert (outline.kind, outline.sizes, outline.input_shape) == ("tokens", (4,), (3,))
+    images = store.prepare("made", "key", some_splits)
+    assert (images.open("val").kind, images.open("val").sizes) == ("images", ())
+
+
+@pytest.mark.parametrize("harm", ["kind", "sizes", "index", "lengths"])
+def test_what_tells_of_the_examples_is_part_of_the_checksum(harm):
+    split = shared_tokens()["train"]
+    changed = {
+        "kind": {"kind": "vectors"},
+        "sizes": {"sizes": (5,)},
+        "index": {"index": torch.tensor([0, 1, 1, 1])},
+        "lengths": {"lengths": torch.tensor([2, 1, 2])},
+    }[harm]
+    assert store.checksum(replace(split, **changed), "facts") != store.checksum(split, "facts")
+    image = some_splits()["train"]
+    assert store.checksum(replace(image, kind="vectors"), "f") != store.checksum(image, "f")
+
+
+def test_a_file_from_before_kinds_had_a_name(tmp_path):
+    """It says nothing of them, and is not made again: bytes were images, and nothing else was."""
+    for x, kind in ((torch.zeros(2, 1, 4, 4).byte(), "images"), (torch.zeros(2, 4), "vectors")):
+        split = stack_classes(kind, {"a": x})
+        facts = json.dumps([split.classes, split.superclasses, split.mean, split.std])
+        tensors = {"x": x, "first_row": split.first_row, "superclass": split.superclass}
+        old = {"facts": facts, "checksum": store.checksum(split, facts)}
+        save_file(tensors, tmp_path / f"{kind}.safetensors", metadata=old)
+        assert store.read(tmp_path / f"{kind}.safetensors").kind == kind
+        assert store.is_sound(tmp_path / f"{kind}.safetensors")
+
+
+def test_the_checksum_of_images_is_what_it_has_always_been():
+    """SHA-256 of the facts, the shape and type, the rows, the superclasses and the bytes."""
+    split = some_splits()["train"]
+    digest = hashlib.sha256(b'facts[[3, 1, 4, 4], "torch.uint8"]')
+    for tensor in (split.first_row, split.superclass, split.x):
+        digest.update(tensor.numpy().tobytes())
+    assert store.checksum(split, "facts") == digest.hexdigest()

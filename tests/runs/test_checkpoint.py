@@ -213,6 +213,14 @@ def test_another_config_is_refused_naming_its_keys():
         checkpoint.refuse_another_run(content, changed(seed=1, optim__lr=0.1))
 
 
+def test_a_run_of_an_earlier_metarun_is_told_so():
+    """Whose class has moved since: what cannot be typed is not asked for."""
+    content = {"config": changed(), "progress": {"step": 0}}
+    content["config"]["algo"] = {**content["config"]["algo"], "_target_": "metarun.protonet.Net"}
+    with pytest.raises(UserError, match=r"of a metarun with algo\._target_=metarun\.protonet\.Net"):
+        checkpoint.refuse_another_run(content, changed())
+
+
 @pytest.mark.parametrize(
     ("trained", "asked", "said"),
     [

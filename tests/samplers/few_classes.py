@@ -17,7 +17,7 @@ def some_split():
     """A split of SIZES examples, each the number of its row."""
     rows = torch.arange(float(sum(SIZES)))[:, None]
     names = ["seven", "four", "nine", "five", "six"]
-    return stack_classes(dict(zip(names, rows.split(SIZES), strict=True)))
+    return stack_classes("vectors", dict(zip(names, rows.split(SIZES), strict=True)))
 
 
 def assert_uniform(counts):

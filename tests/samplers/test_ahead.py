@@ -14,7 +14,9 @@ SAMPLERS = [Uniform(2, 1, 2, tasks=3), WithinSuperclass(2, 1, 2, tasks=3)]
 def some_split():
     """Four classes of 3, 4, 5 and 6 examples, of two superclasses."""
     classes = {name: torch.rand(size, 2) for name, size in zip("abcd", range(3, 7), strict=True)}
-    return stack_classes(classes, {"a": "vowel", "b": "other", "c": "other", "d": "vowel"})
+    return stack_classes(
+        "vectors", classes, {"a": "vowel", "b": "other", "c": "other", "d": "vowel"}
+    )
 
 
 def generator(seed):

@@ -65,7 +65,7 @@ def test_tasks_are_on_the_split_s_device():
 
 
 def test_classes_are_refused():
-    classes = stack_classes({"a": torch.zeros(4, 2), "b": torch.zeros(4, 2)})
+    classes = stack_classes("vectors", {"a": torch.zeros(4, 2), "b": torch.zeros(4, 2)})
     sampler = Functions(shot=1, query=1, tasks=1)
     with pytest.raises(UserError, match=r"sampler=functions: .* use sampler=uniform"):
         sampler.check(classes)

@@ -26,7 +26,7 @@ def some_split(sizes=SIZES):
     """A split of classes of these sizes, each example the number of its row."""
     rows = torch.arange(float(sum(sizes)))[:, None]
     names = ["seven", "two", "nine", "five", "six"][: len(sizes)]
-    return stack_classes(dict(zip(names, rows.split(sizes), strict=True)))
+    return stack_classes("vectors", dict(zip(names, rows.split(sizes), strict=True)))
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 7, 4000])

@@ -38,7 +38,9 @@ SAMPLER = Variable(
 def some_split(sizes=tuple(SIZES), names=tuple(NAMES), superclasses=True):
     rows = torch.arange(float(sum(sizes)))[:, None]
     classes = dict(zip(names, rows.split(list(sizes)), strict=True))
-    return stack_classes(classes, {n: n.split("/")[0] for n in names} if superclasses else None)
+    return stack_classes(
+        "vectors", classes, {n: n.split("/")[0] for n in names} if superclasses else None
+    )
 
 
 def drawn(tasks=10_000, split=None, seed=0, **changes):
@@ -196,7 +198,7 @@ def test_each_task_comes_from_one_source(classes):
         "b": some_split([40] * 20, [f"{'tu'[i // 12]}/{i}" for i in range(20)]),
         "c": some_split([50] * 4, [f"v/{i}" for i in range(4)]),
     }
-    split = Mixture(parts, (1,))
+    split = Mixture(parts, (1,), "vectors")
     sampler = replace(SAMPLER, tasks=3000, classes=classes)
     sampler.check(split)
     chosen, ways = sampler.draw_classes(split, torch.Generator().manual_seed(0))
@@ -230,14 +232,14 @@ def test_what_cannot_be_is_refused(changes, sizes, message):
 
 
 def flat(classes):
-    return stack_classes({str(c): torch.zeros(20, 1) for c in range(classes)})
+    return stack_classes("vectors", {str(c): torch.zeros(20, 1) for c in range(classes)})
 
 
 def test_sources_without_a_node_take_no_part():
     """A source of 450 classes without a tree has none small enough: all tasks are of the others,
     which are equally likely."""
     parts = {"large": flat(450), "a": flat(10), "b": flat(20), "few": flat(4)}
-    sampler, split = replace(SAMPLER, classes="hierarchy"), Mixture(parts, (1,))
+    sampler, split = replace(SAMPLER, classes="hierarchy"), Mixture(parts, (1,), "vectors")
     sampler.check(split)
     classes, ways = sampler.draw_classes(split, torch.Generator().manual_seed(0))
     source = split.source[classes[:, 0]]
@@ -245,4 +247,4 @@ def test_sources_without_a_node_take_no_part():
     assert (source == 1).float().mean().item() == pytest.approx(0.5, abs=0.06)  # 4 deviations
     assert torch.equal(ways, torch.where(source == 1, 10, 20))
     with pytest.raises(UserError, match="least_way=5, but the split has only 0 classes"):
-        sampler.check(Mixture({"a": flat(3), "b": flat(4)}, (1,)))
+        sampler.check(Mixture({"a": flat(3), "b": flat(4)}, (1,), "vectors"))

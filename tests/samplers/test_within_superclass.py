@@ -39,7 +39,7 @@ def some_split(superclasses=True):
     rows = torch.arange(float(sum(SIZES)))[:, None]
     names = [f"{'abc'[s]}/{i}" for i, s in enumerate(SUPERCLASS.tolist())]
     superclass_of = {name: name[0] for name in names} if superclasses else None
-    return stack_classes(dict(zip(names, rows.split(SIZES), strict=True)), superclass_of)
+    return stack_classes("vectors", dict(zip(names, rows.split(SIZES), strict=True)), superclass_of)
 
 
 @pytest.mark.parametrize(("way", "shot", "query"), [(3, 1, 2), (2, 2, 2), (5, 1, 3)])

@@ -44,7 +44,7 @@ def letters(alphabets=ALPHABETS):
     classes = {
         name: centres[i] + torch.randn(6, 4, generator=generator) for i, name in enumerate(above)
     }
-    return stack_classes(classes, above)
+    return stack_classes("vectors", classes, above)
 
 
 def test_tasks_with_names():
@@ -118,7 +118,7 @@ def test_drawn_across_superclasses_a_task_has_no_name():
 
 def test_names_of_several_sources():
     """A source's superclasses stand after its name; without any a task is called as its source."""
-    mixture = Mixture({"script": letters(), "runes": letters({"runic": 4})}, (4,))
+    mixture = Mixture({"script": letters(), "runes": letters({"runic": 4})}, (4,), "vectors")
     within, uniform = (
         kind(way=3, shot=1, query=1, tasks=1) for kind in (WithinSuperclass, Uniform)
     )

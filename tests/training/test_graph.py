@@ -59,10 +59,11 @@ class Unable(Eager):
 def some_split():
     generator = torch.Generator().manual_seed(0)
     return stack_classes(
+        "images",
         {
             name: torch.randint(256, (5, 1, 16, 16), dtype=torch.uint8, generator=generator)
             for name in "abcdef"
-        }
+        },
     )
 
 

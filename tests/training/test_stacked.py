@@ -34,7 +34,9 @@ def conv4(mode):
 
 def split():
     """Five classes of six examples, in float64."""
-    return stack_classes({name: tasks.normal(6, *tasks.SHAPE, seed=ord(name)) for name in "abcde"})
+    return stack_classes(
+        "vectors", {name: tasks.normal(6, *tasks.SHAPE, seed=ord(name)) for name in "abcde"}
+    )
 
 
 def matching(fce):

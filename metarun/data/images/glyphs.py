@@ -100,6 +100,7 @@ def build(fonts: dict[str, Path], size: int) -> dict[str, Split]:
     mean, std = channel_statistics(drawn[letter] for letter in chosen["train"])
     return {
         split: stack_classes(
+            "images",
             {class_name(letter): drawn[letter] for letter in members},
             {class_name(letter): script_of(letter) for letter in members},
             mean,

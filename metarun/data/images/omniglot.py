@@ -124,7 +124,7 @@ def as_classes(
                 image = upright.flip(3) if mirrored else upright
                 images[character + ending] = image.rot90(turn // 90, dims=(2, 3))
                 superclass_of[character + ending] = alphabet + ending
-    return stack_classes(images, superclass_of)
+    return stack_classes("images", images, superclass_of)
 
 
 def characters(path: Path) -> dict[str, list[str]]:

@@ -139,7 +139,7 @@ def test_split(sources: list[Path], size: int) -> Split:
                 images[name], superclass_of[name] = torch.stack(pair)[:, None], run
         except (OSError, SyntaxError, ValueError, zlib.error) as error:  # the first two are PIL's
             raise omniglot.damaged(where, f"{run}: {error}") from None
-    return stack_classes(images, superclass_of)
+    return stack_classes("images", images, superclass_of)
 
 
 def run_files(sources: list[Path]) -> Iterator[tuple[str, str, bytes]]:

@@ -19,7 +19,7 @@ def data(tmp_path_factory):
 
 
 def test_another_process_draws_the_same_bytes(data, tmp_path):
-    code = "from metarun.data import glyphs; print(glyphs.load(None).checksum)"
+    code = "from metarun.data.images import glyphs; print(glyphs.load(None).checksum)"
     environment = {
         **os.environ,
         "METARUN_DATA": str(tmp_path / "other"),
