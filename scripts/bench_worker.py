@@ -183,7 +183,7 @@ class Case:
             parts.sampler,
             parts.data.open("train").to(parts.device.torch_device),
             parts.device,
-            metric=parts.data.metric,
+            metric=parts.protocol.metric,
             validate=lambda: (0.0, 0.0),
             save=lambda best: None,
             stop=lambda: ranks.on_any(False),  # which costs several ranks an exchange
