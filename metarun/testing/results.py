@@ -114,14 +114,14 @@ def over_tasks(tasks: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
 
 def columns(figures: Figures, names: Names) -> dict[str, list]:
     """Every episode's figures, as columns of one table; with its source, if there are several, and
-    its task, if it has a name."""
+    its task, if it has a name of its own."""
     table: dict[str, list] = {}
-    tasks = [task for of_source in names.values() for task in of_source or ()]
-    if tasks:
-        table["task"] = tasks
+    told = any(set(of_source or ()) - {source} for source, of_source in names.items())
     for source, of_source in figures.items():
         count = len(next(iter(of_source.values())))
         begin = {"source": [source] * count} if len(figures) > 1 else {}
+        if told:
+            begin["task"] = list(names[source] or ())
         values = {name: tensor.tolist() for name, tensor in of_source.items()}
         for name, column in (begin | {"episode": list(range(count))} | values).items():
             table.setdefault(name, []).extend(column)

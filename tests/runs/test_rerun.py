@@ -93,8 +93,8 @@ def test_another_result(metarun, run, capsys):
     change("test", "accuracy", value=0.123456)
     change("data", "checksum", value="abc")
     text = (folder / "episodes.csv").read_text().splitlines()
-    number = float(text[3].split(",")[1])
-    text[3] = f"2,{number + 0.25}"
+    episode, accuracy, *others = text[3].split(",")
+    text[3] = ",".join([episode, str(float(accuracy) + 0.25), *others])
     (folder / "episodes.csv").write_text("\n".join(text) + "\n")
     assert again(metarun, "rerun=outputs/a") == 1
     said = json.loads((metarun.folder / "outputs/a-rerun2/rerun.json").read_text())
