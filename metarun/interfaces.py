@@ -18,7 +18,7 @@ A data set may have `own_tasks(split)`, the NamedTasks that its test (or validat
 None where tasks are drawn.
 A sampler may have a number `chunk`: how many of its batch's tasks are computed at once (0: as
 suits the device); and `within_superclass`, true if all the classes of a task are of one superclass,
-which then names the task.
+which then names the task; and `left_out(split)`, in words what it leaves out of a split.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""From a config to what a run is made of. The only place below the command line that knows Hydra.
+"""From a config to what a run is made of: the only place where one is instantiated.
 
 A `_target_` names a class or function, and the keys beside it are its arguments. What may be named
 is ours, torch's, or what the person allowed (`plugins.allow`).
@@ -156,8 +156,10 @@ def refuse_foreign_targets(config: Config, key: str) -> None:
         try:
             found = get_object(target)
         except (ImportError, AttributeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{key}.{place}={target}: it cannot be imported: {reason}") from None
+            reason = f"it cannot be imported: {' '.join(str(error).split())}"
+            if target.startswith("metarun."):
+                reason = "this metarun has nothing of that name"
+            raise UserError(f"{key}.{place}={target}: {reason}") from None
         # Where it really comes from: metarun.cli.main.os.system is not ours.
         home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
         if not is_allowed(home, config["plugins"]["allow"]):

@@ -19,6 +19,7 @@ from metarun.errors import UserError
 from metarun.functional.metrics import VALUES
 from metarun.interfaces import Algorithm, Data, Sampler
 from metarun.samplers.functions import Functions
+from metarun.testing.answers import scores_are_log_p
 from metarun.testing.fixed_episodes import own_tasks
 from metarun.testing.protocol import Protocol
 from metarun.training.loop import Plan
@@ -40,7 +41,14 @@ def check_data(
 def check_training(
     algorithm: Algorithm, sampler: Sampler, protocol: Protocol, training: bool
 ) -> None:
-    """Refuse chunks and ranks that the algorithm cannot be shared out to."""
+    """Refuse chunks and ranks that the algorithm cannot be shared out to, and a metric that its
+    scores do not tell."""
+    metric = protocol.metric
+    if metric.needs_log_p and not scores_are_log_p(algorithm):
+        raise UserError(
+            f"eval.metric={metric.name}: {type(algorithm).__name__}'s scores are no logarithms of "
+            "probabilities: choose another metric"
+        )
     chunk = getattr(sampler, "chunk", 0)
     if training and 0 < chunk < sampler.tasks:
         refuse_chunks(algorithm, chunk)

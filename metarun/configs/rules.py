@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun.errors import UserError
-from metarun.functional.metrics import named
+from metarun.functional.metrics import TWO_CLASSES, named
 
 TARGETS = (
     "metarun.",
@@ -196,7 +196,11 @@ def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -
             if value != needed or any(k.startswith(f"{key}.") for k in values):
                 raise UserError(f"seeds={config['seeds']}: it needs {key}={spelled}, or seeds=1")
     if asked := values.get("eval.metric"):
-        named(asked)
+        way = values["eval.way"]
+        if named(asked).of == TWO_CLASSES and way != 2:
+            raise UserError(
+                f"eval.metric={asked}: it is of two classes, and eval.way={way}: set it to 2"
+            )
     name = values["device.name"]
     if not (name in ("auto", "cpu", "cuda") or re.fullmatch(r"cuda:\d+", name)):
         raise UserError(f"device.name={name}: choose auto, cpu, cuda or cuda:NUMBER")

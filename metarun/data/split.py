@@ -7,7 +7,7 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
-from metarun.data.kinds import KINDS, cut, filled_up, lengths
+from metarun.data.kinds import FILLED_UP, KINDS, cut, filled_up, lengths
 
 CPU = torch.device("cpu")
 RESIDENT_SHARE = 0.5  # of the free device memory; the network needs the rest
@@ -66,7 +66,10 @@ class Split:
     def joined(self, other: "Split") -> "Split":
         """The classes of both, the examples copied into one tensor and normalised as this one's."""
         longest = max(self.input_shape, other.input_shape)
-        x = torch.cat([filled_up(self.x, longest), filled_up(other.x, longest)])
+        parts = [self.x, other.x]
+        if self.kind in FILLED_UP:
+            parts = [filled_up(x, longest) for x in parts]
+        x = torch.cat(parts)
         first_row = torch.cat([self.first_row, self.first_row[-1] + other.first_row[1:]])
         classes, both = self.classes + other.classes, (self, other)
         named = [split.superclasses[i] for split in both for i in split.superclass.tolist()]

@@ -61,8 +61,10 @@ class Metric:
         return self.of == TWO_CLASSES
 
     def better(self, value: float, best: float) -> bool:
-        """Whether `value` beats the best so far, which is not a number before the first."""
-        return math.isnan(best) or self.gain(value) > self.gain(best)
+        """Whether `value` beats the best so far; what is not a number is beaten by all that is."""
+        if math.isnan(best):
+            return not math.isnan(value)
+        return self.gain(value) > self.gain(best)
 
     def gain(self, figure: float) -> float:
         """The figure, or a difference of two, with the sign by which more is better."""

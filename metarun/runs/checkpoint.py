@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def state(training: Training, config: dict[str, Any], data_checksum: str) -> dic
 def refuse_another_run(content: dict[str, Any], config: dict[str, Any]) -> None:
     """Raise UserError when the run asked for is not the one whose state `content` is."""
     changed = differences(config, content["config"], except_for=INCIDENTAL)
-    if renamed := [word for word in changed if "_target_=metarun." in word]:
+    if renamed := [word for word in changed if is_gone(word.partition("_target_=")[2])]:
         raise UserError(
             f"resume=auto: this run is of a metarun with {' '.join(renamed)}, which this one does "
             "not have: choose another name="
@@ -137,6 +138,17 @@ def refuse_another_run(content: dict[str, Any], config: dict[str, Any]) -> None:
             f"resume=auto: this run has done {done} steps, and train.steps={steps}: "
             f"give {done} or more, or choose another name="
         )
+
+
+def is_gone(target: str) -> bool:
+    """Whether the class or function is none of this metarun's, though its name says so."""
+    module, _, name = target.rpartition(".")
+    if not target.startswith("metarun."):
+        return False
+    try:
+        return not hasattr(import_module(module), name)
+    except ImportError:
+        return True
 
 
 def refuse_another_model(

@@ -28,6 +28,10 @@ def header(parts: Parts, job: Job) -> dict[str, str]:
         "device": str(parts.device) + (f", {ranks.size()} ranks" if ranks.size() > 1 else ""),
         "seed": str(config["seed"]),
     }
+    drawn_by = {"train": parts.sampler, "test": parts.protocol.sampler}
+    for split, sampler in drawn_by.items():
+        if hasattr(sampler, "left_out") and (few := sampler.left_out(data.outlines[split])):
+            rows[f"left out, {split}"] = few
     if config["mode"] == "train":
         task = ", ".join(
             f"{key} {value}"
@@ -106,7 +110,7 @@ def training_facts(progress: Progress, metric: Metric, peak_memory: float | None
             "peak_memory_mib": peak_memory and round(peak_memory, 1),
         },
         "val": {
-            metric.name: progress.best,
+            progress.metric or metric.name: progress.best,
             "ci95": progress.best_ci95,
             "step": progress.best_step,
         }

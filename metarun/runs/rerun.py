@@ -120,7 +120,8 @@ def changes(
     return {
         key: f"{schema.shown(ours[key])} then, {schema.shown(theirs.get(key))} now"
         for key in ours
-        if (not only or f"{key}.".startswith(wanted))
+        if ours[key] != {}
+        and (not only or f"{key}.".startswith(wanted))
         and not f"{key}.".startswith(unwanted)
         and not same(ours[key], theirs.get(key))
     }
@@ -139,7 +140,8 @@ def changed_episodes(then: Path, now: Path) -> dict[str, str]:
     if not then.exists():
         return {"episodes.csv": "not there then"}
     before, after = columns(then), columns(now)
-    if lengths(before) != lengths(after):
+    known = {name: after[name] for name in before if name in after}  # now there may be more
+    if lengths(before) != lengths(known):
         return {"episodes.csv": f"{lengths(before)} then, {lengths(after)} now"}
     found = {}
     for name, values in before.items():

@@ -6,7 +6,6 @@ queries. Altae-Tran et al., "Low Data Drug Discovery with One-Shot Learning", 20
 arXiv:1611.03199: so many of each class. Shapes: T tasks, P superclasses that can be one.
 """
 
-import logging
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +14,6 @@ from torch import Tensor
 from metarun.episodes import Episodes, Examples, Rows, gather
 from metarun.errors import UserError
 from metarun.samplers.variable import labelled_rows
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,43 +35,47 @@ class Binary:
     tasks: int
     chunk: int = 0  # tasks that the training step computes at once; 0: as suits
 
+    within_superclass = True
+
     def check(self, split: Examples) -> None:
-        """Raise UserError when the keys do not fit together, or no task can be drawn; tell how many
-        superclasses are left out."""
+        """Raise UserError when the keys do not fit together, or no task can be drawn."""
         if self.way != 2:
-            raise UserError(f"way={self.way}: a task of sampler=binary has 2 classes: set way=2")
+            raise UserError(f"way={self.way}: a binary task has 2 classes: set it to 2")
         for key, count in {"support": self.support, "queries": self.queries}.items():
             if count == 1:
-                raise UserError(f"sampler.{key}=1: give 2 or more, of two classes, or 0")
+                raise UserError(
+                    f"{key}=1 of a binary sampler: give 2 or more, of two classes, or 0"
+                )
         if not self.support and self.shot < 1:
-            raise UserError("shot=0: give 1 or more of each class, or sampler.support in all")
+            raise UserError("shot=0: give 1 or more of each class, or the sampler's support in all")
         if self.queries and self.query:
             raise UserError(
-                f"sampler.queries={self.queries} is a bound on all the rest: set sampler.query=0, "
-                "or eval.query=0"
+                f"queries={self.queries} of a binary sampler is a bound on all the rest: set its "
+                "query=0"
             )
         if not len(split.superclass):
             raise UserError(
-                "the data has no superclasses, of which sampler=binary makes its tasks: use "
-                "sampler=uniform"
+                "the data has no superclasses, of which binary tasks are made: draw them by uniform"
             )
         pairs = pairs_of(split.superclass)
         if not len(pairs):
             name, classes = split.superclasses[0], int(split.superclass.bincount()[0])
             raise UserError(
                 f"superclass {name!r} has {classes} of the split's classes, and none has just two, "
-                "as sampler=binary needs: use sampler=within_superclass"
+                "as binary tasks need: draw them by within_superclass"
             )
-        usable = int(self.is_large(split.first_row.diff()[pairs]).sum())
-        left_out = f"{len(pairs) - usable} of {len(pairs)} superclasses of two classes"
-        if not usable:
+        if not self.is_large(split.first_row.diff()[pairs]).any():
             asked = f"support={self.support}" if self.support else f"shot={self.shot}"
             raise UserError(
-                f"{left_out} have too few examples for {asked} and "
-                f"query={self.query or 'all the rest'}: lower one of them"
+                f"all {len(pairs)} superclasses of two classes have too few examples for {asked} "
+                f"and query={self.query or 'all the rest'}: lower one of them"
             )
-        if usable < len(pairs):
-            log.warning("left out %s, which have too few examples", left_out)
+
+    def left_out(self, split: Examples) -> str:
+        """What no task is drawn from though it has two classes, in a few words; "" if nothing."""
+        pairs = pairs_of(split.superclass)
+        few = int((~self.is_large(split.first_row.diff()[pairs])).sum())
+        return f"{few} of {len(pairs)} superclasses, with too few examples" if few else ""
 
     def is_large(self, size: Tensor) -> Tensor:
         """Whether both classes have enough examples, of sizes [P, 2] -> [P]."""

@@ -42,7 +42,7 @@ class Run(NamedTuple):
 
     @property
     def value(self) -> float | None:
-        """The test figure, accuracy in [0, 1] or mean squared error, once there is one."""
+        """The test figure, once there is one."""
         test = self.results.get("test", {})
         return test.get(test.get("metric"))
 

@@ -14,8 +14,7 @@ from metarun.tables.cells import Run
 class Figure(NamedTuple):
     """A figure of finished runs that differ in the seed alone, with its 95 % half-widths.
 
-    Accuracies are in percent, squared errors as they are; a half-width is nan where there is too
-    little to tell.
+    What is shown in percent is in percent; a half-width is nan where there is too little to tell.
     """
 
     name: str  # of the test's measure

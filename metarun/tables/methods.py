@@ -11,7 +11,7 @@ from collections import defaultdict
 from statistics import mean
 
 from metarun.errors import UserError
-from metarun.functional.metrics import VALUES, named
+from metarun.functional.metrics import ACCURACY, MSE, VALUES, named
 from metarun.tables.render import half, rank, shown
 from metarun.tables.statistics import over_seeds
 
@@ -60,13 +60,16 @@ def place(cells: dict[tuple[str, str], list[Run]], name: str, columns: list[str]
 
 def task(run: Run) -> str:
     """The test task, as the head of its column."""
-    test = run["test"]
-    way = "" if named(test["metric"]).of == VALUES else f"{test['way']}-way "
-    return f"{run['names']['data']}, {way}{test['shot']}-shot"
+    test, metric = run["test"], named(run["test"]["metric"])
+    way = "" if metric.of == VALUES else f"{test['way']}-way "
+    support = test["sampler"].get("support")
+    shot = f"{support} in the support set" if support else f"{test['shot']}-shot"
+    asked = "" if metric in (ACCURACY, MSE) else f", {metric.label}"
+    return f"{run['names']['data']}, {way}{shot}{asked}"
 
 
 def figure(run: Run) -> float:
-    """Accuracy in percent, or the mean squared error; nan if it was not finite."""
+    """The test's figure as it is shown; nan if it was not finite."""
     value = run["test"][run["test"]["metric"]]
     return math.nan if value is None else scale(run) * value
 

@@ -384,7 +384,8 @@ def picture(about: dict[str, Any], rows: list[Row], path: Path) -> None:
             axes.errorbar(row["ours"], i + 0.12, xerr=width, fmt="o", color=LINE, label="ours")
     axes.set_yticks(range(len(rows)), [row["cell"] for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel(named(about["metric"]).label)
+    metrics = {row.get("metric", about["metric"]) for row in rows}
+    axes.set_xlabel(" or ".join(sorted(named(metric).label for metric in metrics)))
     axes.set_title(title(about, rows), fontsize=9, wrap=True)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if handles:

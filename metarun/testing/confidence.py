@@ -25,8 +25,8 @@ def mean_and_ci95(values: "Tensor") -> tuple[float, float]:
 
 def of_few(values: Sequence[float]) -> float:
     """Half-width of the 95 % interval of the mean of a few independent values, t s / sqrt(n), by
-    Student's t; nan for one."""
-    if len(values) < 2:
+    Student's t; nan for one, or where one is not finite."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
         return math.nan
     return student(len(values) - 1) * stdev(values) / math.sqrt(len(values))
 

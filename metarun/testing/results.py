@@ -15,8 +15,10 @@ Names = dict[str, tuple[str, ...] | None]  # each episode's task's, by source; N
 
 
 def overall(figures: Figures, name: str) -> tuple[float, float]:
-    """A figure's mean and half-width: over episodes, and then over sources if there are several."""
-    return mean_of_means([mean_and_ci95(there_are(f[name], name)) for f in figures.values()])
+    """A figure's mean and half-width: over episodes, and then over the sources that have any."""
+    of_each = [there_are(of_source[name], name) for of_source in figures.values()]
+    with_any = [values for values in of_each if len(values)] or of_each
+    return mean_of_means([mean_and_ci95(values) for values in with_any])
 
 
 def there_are(values: Tensor, name: str) -> Tensor:
@@ -36,7 +38,7 @@ def of_test(
         metric: main.pop("mean"),
         **main,
         "measures": {name: summary(figures, name) for name in others},
-        **(errors(own, first[metric]) if own else {}),
+        **(errors(own, first["accuracy"]) if own else {}),
         **({"sources": of_sources(episodes, figures, metric)} if len(episodes) > 1 else {}),
         **({"by_task": tasks, "over_tasks": over_tasks(tasks, metric)} if len(tasks) > 1 else {}),
         "disjoint_episodes": sum(of_source.disjoint for of_source in episodes.values()),

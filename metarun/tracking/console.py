@@ -9,7 +9,7 @@ import os
 import sys
 import time
 
-from metarun.functional.metrics import METRICS, Metric, kind_of, named
+from metarun.functional.metrics import ACCURACY, METRICS, Metric, kind_of, named
 from metarun.tracking.jsonlines import Record
 
 PLAIN_SECONDS = 60  # between two training lines of a plain log, unless a tenth of the steps passed
@@ -53,7 +53,7 @@ class Console:
             plain(text)
 
     def finish(self, results: dict) -> None:
-        """Shows the results: test accuracy with its 95 % interval first, the run folder last."""
+        """Shows the results: the test's figure with its interval first, the run folder last."""
         self.close()
         rows = result_rows(results)
         if self.terminal:
@@ -152,7 +152,7 @@ def result_rows(results: dict) -> dict[str, str]:
         metric = named(test["metric"])
         rows[f"test {words(metric.name)}"] = metric.shown(test[metric.name], test.get("ci95"))
         if "errors" in test:
-            rows["test error"] = metric.shown(test["error"], test.get("ci95"))
+            rows["test error"] = ACCURACY.shown(test["error"])
             each = " ".join(f"{100 * error:.4g}" for error in test["errors"].values())
             rows["of each task"] = f"{each} %"
         for source, of_source in test.get("sources", {}).items():

@@ -40,7 +40,8 @@ def curves(records: list[dict], path: Path, metric: Metric = ACCURACY) -> bool:
     loss.set_ylabel("loss")
 
     steps, values = column(records, f"train/{name}")
-    merit.plot(steps, [scale * v for v in values], color=PALE, linewidth=1, label="train")
+    if steps:
+        merit.plot(steps, [scale * v for v in values], color=PALE, linewidth=1, label="train")
     steps, values = val
     if steps:
         merit.plot(

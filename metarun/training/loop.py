@@ -53,6 +53,7 @@ class Progress:
     seconds: float = 0.0  # of training itself, without validation
     best: float = math.nan  # of the validations
     best_ci95: float = math.nan
+    metric: str = ""  # what these two are figures of
     best_step: int = 0
     vals_since_best: int = 0
 
@@ -144,9 +145,10 @@ class Course:
         elif validating:
             refuse_lost_weights(self.training.algorithm, now.step)
             value, ci95 = self.validate()
-            best = self.metric.better(value, now.best)
+            best = not now.best_step or self.metric.better(value, now.best)
             if best:
                 now.best, now.best_ci95, now.best_step = value, ci95, now.step
+                now.metric = self.metric.name
                 now.vals_since_best = 0
             else:
                 now.vals_since_best += 1

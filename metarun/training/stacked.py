@@ -175,7 +175,7 @@ def is_shared(key: str, value: Any) -> bool:
 def side_by_side(of_seeds: Sequence[Tensor]) -> Tensor:
     """The tensors [T, ...] of all the seeds, [S, T, ...]; token sequences and graphs of which one
     batch has longer ones than another are filled up."""
-    longest = max(tensor.shape[1:] for tensor in of_seeds)
+    longest = tuple(map(max, zip(*(tensor.shape[1:] for tensor in of_seeds), strict=True)))
     return torch.stack([filled_up(tensor, longest) for tensor in of_seeds])
 
 

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from sklearn.model_selection import StratifiedShuffleSplit
 
 from metarun.data.mixture import Mixture
 from metarun.data.split import as_split
@@ -164,10 +165,9 @@ def test_shared_out():
 
 
 def test_as_scikit_learn_splits():
-    selection = pytest.importorskip("sklearn.model_selection")
     for inactive, active in SIZES[:4]:
         y = [0] * inactive + [1] * active
-        split = selection.StratifiedShuffleSplit(1, train_size=8, random_state=0)
+        split = StratifiedShuffleSplit(1, train_size=8, random_state=0)
         train, _ = next(split.split(y, y))
         assert sum(y[i] for i in train) in naive_share(8, (inactive, active))
 
@@ -192,20 +192,18 @@ def test_each_task_comes_from_one_source():
     assert_uniform(counts[:2])
 
 
-def test_left_out_with_a_word(caplog):
-    BALANCED.check(assays())
-    assert caplog.messages == [
-        "left out 1 of 7 superclasses of two classes, which have too few examples"
-    ]
+def test_what_is_left_out_is_told():
+    assert BALANCED.left_out(assays()) == "1 of 7 superclasses, with too few examples"
+    assert replace(BALANCED, shot=1, query=1).left_out(assays(SIZES[:2])) == ""
 
 
 @pytest.mark.parametrize(
     ("sampler", "split", "said"),
     [
-        (replace(BALANCED, way=5), assays(), "way=5: a task of sampler=binary has 2 classes"),
-        (replace(BALANCED, support=1), assays(), "sampler.support=1: give 2 or more"),
+        (replace(BALANCED, way=5), assays(), "way=5: a binary task has 2 classes"),
+        (replace(BALANCED, support=1), assays(), "support=1 of a binary sampler: give 2 or more"),
         (replace(BALANCED, shot=0), assays(), "shot=0: give 1 or more of each class"),
-        (replace(BALANCED, queries=5), assays(), "sampler.queries=5 is a bound on all the rest"),
+        (replace(BALANCED, queries=5), assays(), "queries=5 of a binary sampler is a bound"),
         (BALANCED, as_split("vectors", torch.zeros(9, 1), torch.tensor([0, 9]), "a"), "the data h"),
         (
             BALANCED,
@@ -215,7 +213,7 @@ def test_left_out_with_a_word(caplog):
             ),
             "superclass 's' has 3 of the split's classes, and none has just two",
         ),
-        (replace(BALANCED, shot=40), assays(), "7 of 7 superclasses of two classes have too few"),
+        (replace(BALANCED, shot=40), assays(), "all 7 superclasses of two classes have too few"),
         (
             replace(STRATIFIED, support=99),
             assays(),

@@ -12,13 +12,14 @@ from metarun.data.split import stack_classes
 from metarun.device import Device
 from metarun.episodes import NamedTasks
 from metarun.functional.metrics import AUROC
+from metarun.samplers.binary import Binary
 from metarun.samplers.uniform import Uniform
 from metarun.samplers.variable import Variable
 from metarun.samplers.within_superclass import WithinSuperclass
 from metarun.testing.answers import answers
-from metarun.testing.confidence import student
+from metarun.testing.confidence import mean_and_ci95, student
 from metarun.testing.fixed_episodes import fixed_episodes
-from metarun.testing.results import columns, of_test, record, task_names
+from metarun.testing.results import columns, of_test, overall, record, task_names
 
 CPU = Device(torch.device("cpu"), "fp32")
 ALPHABETS = {"greek": 4, "latin": 3, "runic": 5}
@@ -64,6 +65,21 @@ def test_tasks_with_names():
     )
 
 
+def test_a_task_whose_figure_is_not_finite_leaves_the_interval_open():
+    figures = {"letters": {"nll": torch.tensor([math.inf, 1, 1, 1]).double()}}
+    found = of_test(figures, {"letters": Named()}, None)["over_tasks"]
+    assert found["nll"] == math.inf
+    assert math.isnan(found["ci95"])
+
+
+def test_a_source_without_any_figure_counts_for_nothing():
+    nothing, some = torch.tensor([math.nan] * 2), torch.tensor([0.5, 0.7])
+    figures = {"a": {"auroc": nothing.double()}, "b": {"auroc": some.double()}}
+    value, half = overall(figures, "auroc")
+    assert value == pytest.approx(0.6)
+    assert half == pytest.approx(mean_and_ci95(some)[1])
+
+
 def test_one_task_has_no_interval_over_tasks():
     figures = {"letters": {"mse": torch.ones(4).double()}}
     for names in (None, ("a",) * 4):
@@ -95,10 +111,11 @@ def test_episodes_without_a_figure_are_skipped_and_counted():
     [
         WithinSuperclass(way=3, shot=1, query=2, tasks=1),
         Variable(way=4, classes="superclass", **VARIABLE),
+        Binary(way=2, shot=1, support=0, query=0, queries=0, tasks=1),
     ],
 )
 def test_a_task_is_called_by_its_superclass(sampler):
-    split = letters()
+    split = letters(ALPHABETS if sampler.way > 2 else dict.fromkeys(ALPHABETS, 2))
     episodes = fixed_episodes(split, sampler, name="test", seed=0, episodes=50)
     names = episodes.task_names
     assert set(names) == set(ALPHABETS)
@@ -138,7 +155,8 @@ def test_names_of_several_sources():
 
 def test_tasks_of_the_datas_own():
     own = NamedTasks(("run01", "run02", "run03", "run04"), None)
-    figures = {"d": {"accuracy": torch.tensor([1.0, 0.5, 0.5, 0]).double()}}
+    accuracies = torch.tensor([1.0, 0.5, 0.5, 0]).double()
+    figures = {"d": {"nll": 3 + accuracies, "accuracy": accuracies}}
     found = of_test(figures, {"d": Named(None)}, own)
     assert found["error"] == 0.5
     assert found["errors"] == {"run01": 0, "run02": 0.5, "run03": 0.5, "run04": 1}
