@@ -656,15 +656,25 @@ def test_seeds_at_once(gpu, new):
 WITHOUT_INNER_LOOPS = ["cnp", "mann", "matching", "protonet", "relation", "siamese", "snail"]
 
 
+@pytest.fixture
+def without_cudnn():
+    """Convolutions by torch itself: cuDNN's cannot be pretended."""
+    before = torch._C._get_cudnn_enabled()
+    # Not torch.backends.cudnn.flags, which cannot read what the newer way of precision has set.
+    torch._C._set_cudnn_enabled(False)
+    yield
+    torch._C._set_cudnn_enabled(before)
+
+
 @pytest.mark.parametrize("name", WITHOUT_INNER_LOOPS)
-def test_bfloat16(monkeypatch, name):
+def test_bfloat16(monkeypatch, without_cudnn, name):
     """Under torch's own fake tensors, which autocast does heed but no gradient goes through: the
     network computes in bfloat16 and the rule of the paper in float32."""
     algorithm, _ = built(composed(f"algo={name}", *SIZES, *FEW_STEPS.get(name, [])))
     device = Device(CUDA, "bf16")
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.backends.cudnn.flags(enabled=False):
+    with FakeTensorMode(allow_non_fake_inputs=True):
         algorithm.to(CUDA)
         x, y = torch.rand(2, 6, *SHAPE, device=CUDA), torch.zeros(2, 6, device=CUDA).long()
         with torch.no_grad(), device.autocast():

@@ -45,12 +45,10 @@ def answers(
                 outputs, own = algorithm.predict_and_measure(batch)
             else:
                 outputs = algorithm.predict(batch)
-            others = measures_for(main, batch.way, log_p=scores_are_log_p(algorithm))
-            figures = {
-                main.name: main.of_tasks(outputs, batch.query_y),
-                **own,
-                **{m.name: m.of_tasks(outputs, batch.query_y) for m in others if measures},
-            }
+            figures = {main.name: main.of_tasks(outputs, batch.query_y), **own}
+            if measures:
+                others = measures_for(main, batch.way, log_p=scores_are_log_p(algorithm))
+                figures |= {m.name: m.of_tasks(outputs, batch.query_y) for m in others}
             batches.append({name: values.double() for name, values in figures.items()})
     algorithm.train(was_training)
     return {name: torch.cat([figures[name] for figures in batches]).cpu() for name in batches[0]}

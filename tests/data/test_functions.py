@@ -7,6 +7,7 @@ import torch
 
 from metarun.data.functions import FunctionData, harmonics, sinusoid
 from metarun.data.functions import Functions as Family
+from metarun.functional.metrics import MSE
 from metarun.samplers.functions import Functions
 from metarun.seeds import stream
 from metarun.testing.fixed_episodes import fixed_functions
@@ -170,4 +171,4 @@ def test_the_checksum_tells_families_apart():
     assert sinusoid(**SINUSOID).checksum == families[0].checksum
     assert families[0].facts()["checksum"] == families[0].checksum
     assert "[0.1, 5.0]" in families[0].summary()
-    assert all(isinstance(data, FunctionData) and data.metric == "mse" for data in families)
+    assert all(isinstance(data, FunctionData) and data.metric is MSE for data in families)
