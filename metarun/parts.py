@@ -1,7 +1,8 @@
 """From a config to what a run is made of: the only place where one is instantiated.
 
 A `_target_` names a class or function, and the keys beside it are its arguments. What may be named
-is ours, torch's, or what the person allowed (`plugins.allow`).
+depends on the group (configs/rooms.py), and is looked at once more here, when it has been imported:
+a name may stand for something from elsewhere, and a function is no class.
 """
 
 import inspect
@@ -9,6 +10,7 @@ import logging
 import re
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +23,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from metarun import device, suitability
 from metarun.augment.sequence import Augment
 from metarun.backbones.size import network_size
-from metarun.configs.rules import is_allowed, targets
+from metarun.configs.rooms import committed_names, is_below, may_stand, refuse_tricks, room_of
+from metarun.configs.rules import targets
 from metarun.data.kinds import FILLED_UP
 from metarun.device import Device
 from metarun.errors import UserError
@@ -36,6 +39,9 @@ from metarun.training.split import training_split
 Config = dict[str, Any]
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it also logs what it raises
+
+# What the class is that a group names.
+KINDS = {"algo": nn.Module, "backbone": nn.Module, "optim": Optimizer, "schedule": LRScheduler}
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # one kernel for a whole step
 
@@ -152,22 +158,43 @@ def build_optimizer(
 
 def refuse_foreign_targets(config: Config, key: str) -> None:
     """Raise UserError unless each `_target_` at `key` can be imported and is one that may run."""
-    for place, target in targets(at(config, key) or {}):
+    node, allow = at(config, key) or {}, config["plugins"]["allow"]
+    refuse_tricks(node, allow, key)
+    for place, target in targets(node, f"{key}."):
+        if not may_stand(place, target, allow):
+            raise UserError(f"{place}={target}: this is not allowed to run")
         try:
             found = get_object(target)
         except (ImportError, AttributeError, ValueError) as error:
             reason = f"it cannot be imported: {' '.join(str(error).split())}"
             if target.startswith("metarun."):
                 reason = "this metarun has nothing of that name"
-            raise UserError(f"{key}.{place}={target}: {reason}") from None
+            raise UserError(f"{place}={target}: {reason}") from None
         # Where it really comes from: metarun.cli.main.os.system is not ours.
         home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
-        if not is_allowed(home, config["plugins"]["allow"]):
-            raise UserError(f"{key}.{place}={target}: this is {home}, which is not allowed to run")
+        if not (is_below(home, allow) or suits(place, target, home, found)):
+            raise UserError(f"{place}={target}: this is {home}, which is not allowed to run")
+
+
+def suits(place: str, target: str, home: str, found: Any) -> bool:
+    """Whether what a `_target_` stands for may be called there: a class of the kind that the group
+    is for, or what a committed choice names."""
+    room, nested = room_of(place)
+    if not nested and target in committed_names(room.loaders):
+        return True
+    if not isinstance(found, type) or not may_stand(place, home, []):
+        return False
+    group = place.removesuffix("._target_")
+    if nested:
+        return issubclass(found, nn.Module) or group.startswith("augment.")
+    if group in ("sampler", "eval.sampler"):
+        return is_dataclass(found)
+    return issubclass(found, KINDS.get(group, object))
 
 
 def instance(config: Config, key: str, **arguments: Any) -> Any:
     """The object that the `_target_` at `key` names, called with the keys beside it."""
+    refuse_foreign_targets(config, key)
     node = at(config, key)
     given = {name for name in node if not name.startswith("_")}
     try:

@@ -3,6 +3,7 @@
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -16,6 +17,7 @@ from metarun.cli import launchers
 from metarun.cli.complaints import missing_group, unknown_key
 from metarun.configs import rules as schema
 from metarun.configs.composing import committed, composed, plain
+from metarun.configs.rooms import is_below, refuse_foreign_names
 from metarun.configs.rules import conf_folder
 from metarun.errors import UserError
 
@@ -25,6 +27,9 @@ MANY = 20  # values of a swept key that are tried before the sweep starts
 # Hydra's own settings that could run or load something, or change what a run does.
 FIXED = ["callbacks", "job.env_set", "job.env_copy", "job.chdir", "job_logging", "hydra_logging"]
 FIXED += ["mode", "sweeper.custom_search_space"]
+THEIRS = ("callbacks", "job_logging")  # of these, what is of a package of plugins.allow may run
+STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+HARMLESS = ("logging.StreamHandler", "logging.NullHandler")
 PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
 
 
@@ -101,19 +106,19 @@ def check_job(overrides: list[str], config_dir: str | None) -> str:
         raise UserError(
             "train.split=trainval: a search is for what validates best: set train.split=train"
         )
-    refuse_foreign_code(whole.hydra, shipped.hydra)
-    HydraConfig.instance().set_config(whole)
-    refuse_unwritable(Path(whole.hydra.run.dir))
-    refuse_unwritable(Path(whole.hydra.sweep.dir))
     launcher: str = choices["hydra/launcher"]
-    with open_dict(whole):
-        del whole["hydra"]
     typed = [o.lstrip("+") for o in overrides if o.lstrip("+").startswith("plugins.allow=")]
     allowed = OmegaConf.from_dotlist(["plugins.allow=[]", *typed]).plugins.allow
     if not isinstance(allowed, ListConfig):
         raise UserError(f"{typed[-1]}: a list is needed, as in plugins.allow=[my_package]")
     if OmegaConf.select(whole, "plugins.allow") != allowed:
         raise UserError("plugins.allow: it can be given on the command line only")
+    refuse_foreign_code(whole.hydra, shipped.hydra, list(allowed))
+    HydraConfig.instance().set_config(whole)
+    refuse_unwritable(Path(whole.hydra.run.dir))
+    refuse_unwritable(Path(whole.hydra.sweep.dir))
+    with open_dict(whole):
+        del whole["hydra"]
     # A group's own keys are those of its file; no file adds keys elsewhere.
     grouped, elsewhere = (
         plain(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
@@ -122,7 +127,8 @@ def check_job(overrides: list[str], config_dir: str | None) -> str:
     known = elsewhere | {key: grouped[key] for key in BUILT}
     known["eval"] = elsewhere["eval"] | {"sampler": grouped["eval"]["sampler"]}
     checked = plain(whole)
-    schema.check(checked, known, list(allowed))
+    schema.check(checked, known)
+    refuse_foreign_names(checked, list(allowed))
     for key, tied in grouped["eval"]["sampler"].items():
         value = checked["eval"]["sampler"][key]
         if grouped["eval"].get(key) == tied and checked["eval"].get(key) != value:
@@ -161,13 +167,34 @@ def refuse_unwritable(folder: Path) -> None:
         raise UserError(f"cannot write in {existing}: give another folder, hydra.run.dir=DIR")
 
 
-def refuse_foreign_code(own: DictConfig, shipped: DictConfig) -> None:
-    """Raise UserError if Hydra's own settings were changed where they could run something."""
+def refuse_foreign_code(own: DictConfig, shipped: DictConfig, allow: list[str]) -> None:
+    """Raise UserError if Hydra's own settings were changed where they could run something that is
+    not of a package that the person allowed."""
     for key in FIXED:
-        if OmegaConf.select(own, key) != OmegaConf.select(shipped, key):
+        node = OmegaConf.select(own, key)
+        if node != OmegaConf.select(shipped, key) and not (
+            allow
+            and key in THEIRS
+            and isinstance(node, DictConfig)
+            and is_all_of(OmegaConf.to_container(node), allow)
+        ):
             raise UserError(f"hydra.{key}: it cannot be changed in metarun")
     for key, target in schema.targets(OmegaConf.to_container(own)):
-        if not target.startswith(PLUGINS):
+        if not target.startswith(PLUGINS) and not is_below(target, allow):
             raise UserError(f"hydra.{key}={target}: not allowed to run")
     if own.runtime.choices["hydra/sweeper"] == "search" and not find_spec("optuna"):
         raise UserError("hydra/sweeper=search: it must be installed: pip install 'metarun[search]'")
+
+
+def is_all_of(content: Any, allow: list[str]) -> bool:
+    """Whether all that would be called by these settings, of Hydra's callbacks or of logging, is of
+    packages that the person allowed, or only writes to the terminal."""
+    if isinstance(content, list):
+        return all(is_all_of(value, allow) for value in content)
+    if not isinstance(content, dict):
+        outside = str(content).startswith(("ext://", "cfg://")) or "${" in str(content)
+        return not outside or content in STREAMS
+    named = [content[key] for key in ("_target_", "class", "()", "factory") if key in content]
+    return all(is_below(str(n), allow) or n in HARMLESS for n in named) and all(
+        is_all_of(value, allow) for value in content.values()
+    )

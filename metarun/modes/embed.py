@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.backbones.batch_norm import BatchNorm
+from metarun.configs.committed import matched
 from metarun.configs.composing import spelled
 from metarun.data import features
 from metarun.data.split import Split
@@ -107,11 +108,15 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def restore(backbone: nn.Module, content: dict[str, Any], config: Config) -> None:
-    """Give the backbone its weights in a saved state, in which they stand among the algorithm's."""
-    trained = {**content["config"], "plugins": config["plugins"]}
-    refuse_foreign_targets(trained, "algo")
+    """Give the backbone its weights in a saved state, in which they stand among the algorithm's.
+
+    Nothing runs that the file names: it is told which committed algorithm it is of, or refused.
+    """
+    theirs = content["config"].get("algo")
+    algo = matched("algo", theirs, config, config["plugins"]["allow"])
     # Built as it was trained, the algorithm knows where its backbone's weights are.
-    checkpoint.restore_weights(instance(trained, "algo", backbone=backbone), content)
+    algorithm = instance({**config, "algo": algo}, "algo", backbone=backbone)
+    checkpoint.restore_weights(algorithm, content)
 
 
 def origin(content: dict[str, Any], path: str) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from metarun.configs import rules as schema
+from metarun.configs.committed import matched, merged
+from metarun.configs.rooms import refuse_foreign_names, refuse_tricks
 from metarun.errors import UserError
 from metarun.runs import folder as runfolder
 
@@ -57,9 +59,10 @@ def config_again(
 ) -> dict[str, Any]:
     """The `config` of a run, to be run again with what was `typed` beside rerun=.
 
-    What the run did not know yet is as in `defaults`, but in the groups `built`, which are as they
-    were. No class of the user's own runs unless typed, whatever the run's folder says. Raises
-    UserError for keys that are not there any more, and for what cannot be typed here.
+    What the run did not know yet is as in `defaults`; of the groups `built`, as in the committed
+    choice that they are of, which alone says what is called. No class of the user's own runs unless
+    typed, whatever the run's folder says. Raises UserError for keys that are not there any more,
+    for what no committed choice has, and for what cannot be typed here.
     """
     for key in typed:
         if key not in ALLOWED:
@@ -67,24 +70,22 @@ def config_again(
                 f"{key}: rerun= repeats a run as it was; what can be said beside it: "
                 f"{', '.join(ALLOWED)}"
             )
-    own = {key: config[key] for key in built} | {"plugins": {"allow": []}, "resume": "none"}
-    reference = defaults | {key: config[key] for key in built}
-    reference["eval"] = defaults["eval"] | {"sampler": config["eval"]["sampler"]}
+    trusted = typed.get("plugins.allow")
+    allow = trusted if isinstance(trusted, list) else []
+    refuse_tricks({key: config[key] for key in config if key not in built}, [])
+    own: dict[str, Any] = {"plugins": {"allow": []}, "resume": "none"}
+    rest = merged(defaults, {key: config[key] for key in config if key not in built})
+    own |= {key: matched(key, config.get(key), rest, allow) for key in built}
+    of_tests = matched("eval.sampler", config["eval"].get("sampler"), rest, allow)
+    reference = defaults | {key: own[key] for key in built}
+    reference["eval"] = defaults["eval"] | {"sampler": of_tests}
     again = merged(merged(reference, config), own)
     for key, value in typed.items():
         group, _, name = key.rpartition(".")
         (again[group] if group else again)[name] = value
-    schema.check(again, reference, again["plugins"]["allow"])
+    schema.check(again, reference)
+    refuse_foreign_names(again, again["plugins"]["allow"])
     return again
-
-
-def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Both dicts as one, and so the dicts in them; `above` wins."""
-    result = {**below, **above}
-    for key in below.keys() & above.keys():
-        if isinstance(below[key], dict) and isinstance(above[key], dict):
-            result[key] = merged(below[key], above[key])
-    return result
 
 
 def comparison(then: Path, now: Path) -> tuple[bool, dict[str, str]]:

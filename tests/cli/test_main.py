@@ -142,7 +142,11 @@ def test_refused_at_once(metarun, typed, said):
             "Reptile keeps something from one meta-batch for the next",
         ),
         ("optim.betas=[0.9]", "optim: "),
-        ("backbone._target_=metarun.cli.main.os.system", "which is not allowed to run"),
+        (
+            "backbone._target_=metarun.backbones.pretrained.nn.Flatten",
+            "which is not allowed to run",
+        ),
+        ("backbone._target_=metarun.backbones.pretrained.read", "which is not allowed to run"),
         ("backbone._target_=metarun.backbones.conv5.Conv5", "it cannot be imported"),
     ],
 )
