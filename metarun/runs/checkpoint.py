@@ -1,22 +1,26 @@
 """Saving what a run needs to go on, and reading it back without executing anything."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from metarun import ranks
+from metarun import files, ranks
 from metarun.configs.differences import differences
 from metarun.errors import DataChanged, UserError
 from metarun.interfaces import Algorithm
 from metarun.training.loop import Progress, Training
 
-FORMAT = 3
+FORMAT = 4
+
+SEAL = b"metarun sha256 "  # begins the archive's comment, which ends with the digest, hex
+CHUNK = 2**20  # bytes that are read at once
 
 # What may differ between an interrupted run and the one that goes on with it.
 INCIDENTAL = [
@@ -38,26 +42,77 @@ AT_TEST = [
 ]
 
 
+class Hashed:
+    """Writes to `file` what it is given, and knows its SHA-256 and what the system refused."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.digest = file, hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        try:
+            return self.file.write(content)
+        except OSError as error:  # which torch tells in other words
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Nothing: who opened the file sees to it."""
+
+
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` (tensors, numbers, text and containers of them) to `path`, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        torch.save({"format": FORMAT, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write `content` (tensors, numbers, text and containers of them) to `path`, atomically, with
+    its checksum: torch looks at none when it reads.
+
+    The comment of the zip archive, which torch leaves empty, holds it.
+    """
+    with files.whole(path) as file:
+        hashed = Hashed(file)
+        try:
+            torch.save({"format": FORMAT, **content}, hashed)
+        except Exception:
+            if hashed.error:
+                raise hashed.error from None
+            raise
+        file.seek(-2, os.SEEK_CUR)  # the length of the comment, 0 so far
+        file.write(seal(hashed.digest.hexdigest()))
+
+
+def seal(digest: str) -> bytes:
+    """The end of an archive with this digest before it was sealed: a comment and its length."""
+    comment = SEAL + digest.encode()
+    return len(comment).to_bytes(2, "little") + comment
+
+
+def is_whole(file: BinaryIO) -> bool:
+    """Whether the checkpoint is sealed, and as it was then: every bit counts."""
+    length = file.seek(0, os.SEEK_END) - len(seal(64 * "0"))
+    if length < 0:
+        return False
+    file.seek(0)
+    digest, left = hashlib.sha256(), length
+    while left:
+        part = file.read(min(left, CHUNK))
+        digest.update(part)
+        left -= len(part)
+    digest.update(b"\0\0")
+    return file.read() == seal(digest.hexdigest())
 
 
 def load(path: Path, instead: str = "give RUN_FOLDER/checkpoints/best.pt") -> dict[str, Any]:
     """The content of the checkpoint at `path`, on the CPU.
 
-    Raises UserError if it is not one, with what to do `instead`.
+    Raises UserError if it is not one, or not as it was saved, with what to do `instead`.
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path}: there is no such file")
+    content = None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            if is_whole(file):
+                file.seek(0)
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:  # what torch raises for a file of another kind depends on its bytes
         content = None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
