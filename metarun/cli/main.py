@@ -112,10 +112,10 @@ def job(config: DictConfig) -> float | None:
             return None
         if in_sweep:
             tell_failure(error, folder, ours, hydra_config)
-        elif isinstance(error, UserError):
+        elif isinstance(error, UserError) or of_machine(error):
             if not ranks.rank():
                 runfolder.remove_empty(folder)  # Hydra made it
-            leave(str(error))
+            leave(of_machine(error) or str(error))
         raise  # of a sweep the other jobs go on
     return objective(results)
 

@@ -30,7 +30,7 @@ PATHS = (
         (["hydra/launcher=true"], "hydra/launcher=true: there is no such choice"),
         (["hydra/job_logging=1"], "hydra/job_logging=1: there is no such choice"),
         (["hydra/hydra_logging=null"], "hydra/hydra_logging=null: there is no such choice"),
-        (["-m", "algo=protonet,true"], "algo=true: there is no such choice"),
+        (["-m", "algo=protonet,true"], "algo=True: there is no such choice"),
         (["way=" + 5000 * "1"], "way: a number of 5000 digits is too long"),
         ([".".join(2000 * ["a"]) + "=1"], "…: there is no such key"),
         ([100_000 * "a" + "=1"], "…: there is no such key"),
