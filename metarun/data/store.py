@@ -2,7 +2,8 @@
 
 Preparing happens once, into the cache folder. A file appears whole or not at all, two processes
 that start on an empty cache take turns, and a file that does not match its checksum is made again.
-A file is hashed when it is made, when it has changed since it was last hashed, and when asked for
+A file is hashed when it is made, when it has changed since it was last hashed, when the machine has
+booted since or DAYS have gone by (a rotten disk changes no time stamp), and when asked for
 (mode=prepare and mode=verify): hashing a gigabyte at every start would take longer than the start.
 """
 
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from metarun import files
 from metarun.data.split import Split
 from metarun.errors import UserError
 from metarun.functional.metrics import ACCURACY
@@ -31,6 +34,8 @@ FORMAT = "1"  # of the prepared files; part of the folder's name
 SPLITS = ("train", "val", "test")
 OF_SOME = ("lengths", "index")  # tensors that but some splits have
 TICK = 0.02  # seconds, longer than a file system's clock stands still
+DAYS = 7  # for which a file that was found sound is taken to be so, until the next boot
+MACHINES = 100  # that a stamp remembers, of those that share the cache
 
 # What is asked for: "run" takes prepared data as it was last found sound, and makes it if need be;
 # "prepare" hashes it first; "verify" hashes it, and neither makes nor fetches anything.
@@ -104,11 +109,11 @@ def prepare(name: str, key: str, build: Callable[[], dict[str, Split]]) -> DataS
     `key` spells everything that decides the content: the options and the source's fingerprint.
     """
     folder = data_folder() / "prepared" / f"{name}-{sha256(FORMAT.encode(), key.encode())[:16]}"
-    files = files_in(folder)
+    paths = files_in(folder)
     if task.get() == "verify":
-        refuse_unsound(name, files.values())
-    if all(is_sound(path) for path in files.values()):  # a folder that is only read will do
-        return DataSet(name, files)
+        refuse_unsound(name, paths.values())
+    if all(is_sound(path) for path in paths.values()):  # a folder that is only read will do
+        return DataSet(name, paths)
     lock = FileLock(folder / "lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,13 +125,15 @@ def prepare(name: str, key: str, build: Callable[[], dict[str, Split]]) -> DataS
         ) from None
     try:
         # Another process may have been at it.
-        if not all(is_sound(path) for path in files.values()):
+        if not all(is_sound(path) for path in paths.values()):
+            for left in folder.glob("*.tmp"):  # of a process that was killed
+                left.unlink()
             for split, content in build().items():
-                write(files[split], content)
-                stamp(files[split], state(files[split]))
+                write(paths[split], content)
+                stamp(paths[split], state(paths[split]))
     finally:
         lock.release()
-    return DataSet(name, files)
+    return DataSet(name, paths)
 
 
 def files_in(folder: Path) -> dict[str, Path]:
@@ -140,18 +147,19 @@ def write(path: Path, split: Split, made_from: dict[str, Any] | None = None) -> 
     of_some = {name: getattr(split, name) for name in OF_SOME}
     tensors |= {name: tensor for name, tensor in of_some.items() if tensor is not None}
     facts = json.dumps([split.classes, split.superclasses, split.mean, split.std])
+    about = {"facts": facts, "kind": kind_of(split), "checksum": checksum(split, facts)}
+    about |= {"made_from": json.dumps(made_from)} if made_from else {}
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata={"facts": facts, "kind": kind_of(split), "checksum": checksum(split, facts)}
-            | ({"made_from": json.dumps(made_from)} if made_from else {}),
-        )
-        temporary.chmod(0o666 & ~umask())  # safetensors lets nobody else read it
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with files.writing(path):
+            save_file(contiguous, temporary, metadata=about)
+            temporary.chmod(0o666 & ~umask())  # safetensors lets nobody else read it
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except SafetensorError as error:  # a full disk, among others
+        raise UserError(f"cannot write {path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -211,18 +219,48 @@ def is_sound(path: Path) -> bool:
 
 
 def stamp(path: Path, seen: str) -> None:
-    """Note beside the file the state in which its content was right."""
-    with suppress(OSError):  # a folder that is only read
-        stamp_path(path).write_text(seen)
+    """Note beside the file the state in which its content was right, when, and since which boot."""
+    others = [note for note in notes(path) if note[0] == seen and note[1] != boot()]
+    own = (seen, boot(), str(int(time.time())))
+    with suppress(OSError, UserError):  # a folder that is only read
+        with files.whole(stamp_path(path)) as file:
+            lines = [" ".join(note) for note in [*others[1 - MACHINES :], own]]
+            file.write("\n".join(lines).encode())
         time.sleep(TICK)  # a change from now on has another time than what is noted
 
 
 def is_stamped(path: Path) -> bool:
-    """Whether the file is as it was when it was last found sound."""
+    """Whether the file is as it was when it was last found sound, not long ago.
+
+    In a folder that is only read, where none can note it, however long ago.
+    """
     try:
-        return stamp_path(path).read_text() == state(path)
-    except (OSError, ValueError):
+        seen, now = state(path), time.time()
+    except OSError:
         return False
+    known = [note for note in notes(path) if note[0] == seen]
+    if known and not os.access(path.parent, os.W_OK):
+        return True
+    recent = (now - float(when) for _, since, when in known if since == boot())
+    return any(0 <= seconds < DAYS * 24 * 3600 for seconds in recent)
+
+
+def notes(path: Path) -> list[tuple[str, str, str]]:
+    """What has been noted beside the file: its state, the boot and the time, each time."""
+    try:
+        lines = [line.split() for line in stamp_path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []
+    return [(line[0], line[1], line[2]) for line in lines if len(line) == 3 and line[2].isdecimal()]
+
+
+@cache
+def boot() -> str:
+    """Names the time since this machine was last started; "-" where that is not known."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip() or "-"
+    except OSError:
+        return "-"
 
 
 def stamp_path(path: Path) -> Path:
@@ -233,7 +271,7 @@ def stamp_path(path: Path) -> Path:
 def state(path: Path) -> str:
     """What changes when the file does: its size, and when it and its entry were last changed."""
     about = path.stat()
-    return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"
+    return f"{about.st_size}-{about.st_mtime_ns}-{about.st_ctime_ns}"
 
 
 def refuse_unsound(name: str, paths: Iterable[Path]) -> None:

@@ -11,7 +11,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -46,7 +45,8 @@ def compiled() -> ctypes.CDLL | None:
     """The library: that of an earlier run on such a processor, or a new one; None if none can be
     made, or the processor lacks AVX-512, without which torch alone is faster on large images.
 
-    What is in the cache folder can be deleted at any time.
+    What is in the cache folder can be deleted at any time. A file there that is damaged is made
+    again, and never executed.
     """
     if sys.platform != "linux":
         return None
@@ -54,14 +54,19 @@ def compiled() -> ctypes.CDLL | None:
         able = processor()
         if "avx512f" not in able:
             return None
-        made_from = [*(source.read_text() for source in SOURCES), *COMPILE, *LINK, able]
+        made_from = [
+            *(source.read_text(encoding="utf-8") for source in SOURCES),
+            *COMPILE,
+            *LINK,
+            able,
+        ]
         name = hashlib.sha256(" ".join(made_from).encode()).hexdigest()[:16] + ".so"
         path = Path(platformdirs.user_cache_dir("metarun")) / "kernels" / name
         try:
-            if not path.exists():
+            if not is_sound(path):
                 compile_to(path)
             return ctypes.CDLL(str(path))
-        except OSError:  # a folder that cannot be written, or a file that is no library
+        except OSError:  # a folder that cannot be written, or one in the place of the file
             with tempfile.TemporaryDirectory() as folder:
                 compile_to(Path(folder) / name)
                 return ctypes.CDLL(str(Path(folder) / name))
@@ -77,8 +82,23 @@ def compile_to(path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         for command in ([*COMPILE, *map(str, sources)], [*LINK, *objects]):
             subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
-        with suppress(FileExistsError):  # another process was first, and may be using its own
-            os.link(Path(folder) / "kernels.so", path)
+        made = Path(folder) / "kernels.so"
+        with open(made, "r+b") as file:
+            digest = hashlib.sha256(file.read()).digest()
+            file.write(digest)  # behind the end of the library, where its loader does not look
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(made, path)  # who uses what was there goes on with that
+
+
+def is_sound(path: Path) -> bool:
+    """Whether the file is as `compile_to` made it: it ends with the SHA-256 of all before."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    size = hashlib.sha256().digest_size
+    return len(content) > size and hashlib.sha256(content[:-size]).digest() == content[-size:]
 
 
 def processor() -> str:

@@ -1,23 +1,28 @@
 """Saving what a run needs to go on, and reading it back without executing anything."""
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from metarun import ranks
+from metarun import files, ranks
 from metarun.configs.differences import differences
 from metarun.errors import DataChanged, UserError
 from metarun.interfaces import Algorithm
 from metarun.training.loop import Progress, Training
 
-FORMAT = 3
+FORMAT = 4
+
+SEAL = b"metarun sha256 "  # begins the archive's comment, which ends with the digest, hex
+CHUNK = 2**20  # bytes that are read at once
 
 # What may differ between an interrupted run and the one that goes on with it.
 INCIDENTAL = [
@@ -39,26 +44,77 @@ AT_TEST = [
 ]
 
 
+class Hashed:
+    """Writes to `file` what it is given, and knows its SHA-256 and what the system refused."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.digest = file, hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        try:
+            return self.file.write(content)
+        except OSError as error:  # which torch tells in other words
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Nothing: who opened the file sees to it."""
+
+
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` (tensors, numbers, text and containers of them) to `path`, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        torch.save({"format": FORMAT, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write `content` (tensors, numbers, text and containers of them) to `path`, atomically, with
+    its checksum: torch looks at none when it reads.
+
+    The comment of the zip archive, which torch leaves empty, holds it.
+    """
+    with files.whole(path) as file:
+        hashed = Hashed(file)
+        try:
+            torch.save({"format": FORMAT, **content}, hashed)
+        except Exception:
+            if hashed.error:
+                raise hashed.error from None
+            raise
+        file.seek(-2, os.SEEK_CUR)  # the length of the comment, 0 so far
+        file.write(seal(hashed.digest.hexdigest()))
+
+
+def seal(digest: str) -> bytes:
+    """The end of an archive with this digest before it was sealed: a comment and its length."""
+    comment = SEAL + digest.encode()
+    return len(comment).to_bytes(2, "little") + comment
+
+
+def is_whole(file: BinaryIO) -> bool:
+    """Whether the checkpoint is sealed, and as it was then: every bit counts."""
+    length = file.seek(0, os.SEEK_END) - len(seal(64 * "0"))
+    if length < 0:
+        return False
+    file.seek(0)
+    digest, left = hashlib.sha256(), length
+    while left:
+        part = file.read(min(left, CHUNK))
+        digest.update(part)
+        left -= len(part)
+    digest.update(b"\0\0")
+    return file.read() == seal(digest.hexdigest())
 
 
 def load(path: Path, instead: str = "give RUN_FOLDER/checkpoints/best.pt") -> dict[str, Any]:
     """The content of the checkpoint at `path`, on the CPU.
 
-    Raises UserError if it is not one, with what to do `instead`.
+    Raises UserError if it is not one, or not as it was saved, with what to do `instead`.
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path}: there is no such file")
+    content = None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            if is_whole(file):
+                file.seek(0)
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:  # what torch raises for a file of another kind depends on its bytes
         content = None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -73,14 +129,31 @@ def to_start_from(config: dict[str, Any], folder: Path, going_on: bool) -> dict[
     config."""
     last = folder / "checkpoints" / "last.pt"
     if config["mode"] == "test":
-        content = load(Path(str(config["checkpoint"])).expanduser())
-        refuse_another_model(content, config)
+        path = Path(str(config["checkpoint"])).expanduser()
+        content = load(path)
+        with understood(f"checkpoint {path}"):
+            refuse_another_model(content, config)
+            Progress(**content["progress"])
         return content
     if going_on and last.exists():
         content = load(last, "choose another name=, or remove this file to begin anew")
-        refuse_another_run(content, config)
+        with understood(f"checkpoint {last}"):
+            refuse_another_run(content, config)
+            Progress(**content["progress"])
         return content
     return None
+
+
+@contextmanager
+def understood(told: str) -> Iterator[None]:
+    """Raises UserError, with what is `told`, for a state that lacks parts or has others in their
+    place, where this block uses it."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise UserError(f"{told}: damaged, or not a checkpoint of this metarun") from error
 
 
 def keep(
@@ -178,15 +251,16 @@ def restore(training: Training, content: dict[str, Any], data_checksum: str) -> 
 
     Raises DataChanged when the data is not what it was.
     """
-    refuse_changed_data(content["data_checksum"], data_checksum)
-    training.algorithm.load_state_dict(content["algorithm"])
-    training.optimizer.load_state_dict(on_this_device(content["optimizer"], training.optimizer))
-    training.schedule.load_state_dict(content["schedule"])
-    training.generator.set_state(content["sampler"])
-    torch.set_rng_state(content["noise"])
-    if content["cuda_noise"] and torch.cuda.device_count() == len(content["cuda_noise"]):
-        torch.cuda.set_rng_state_all(content["cuda_noise"])
-    training.progress = Progress(**content["progress"])
+    with understood("the checkpoint to go on from"):
+        refuse_changed_data(content["data_checksum"], data_checksum)
+        training.algorithm.load_state_dict(content["algorithm"])
+        training.optimizer.load_state_dict(on_this_device(content["optimizer"], training.optimizer))
+        training.schedule.load_state_dict(content["schedule"])
+        training.generator.set_state(content["sampler"])
+        torch.set_rng_state(content["noise"])
+        if content["cuda_noise"] and torch.cuda.device_count() == len(content["cuda_noise"]):
+            torch.cuda.set_rng_state_all(content["cuda_noise"])
+        training.progress = Progress(**content["progress"])
 
 
 def on_this_device(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
@@ -214,8 +288,9 @@ def like(parameter: Tensor, value: Any) -> Any:
 def restore_for_test(training: Training, content: dict[str, Any]) -> None:
     """Give `training` the weights of `content`, a saved state, and how far they had been
     trained."""
-    restore_weights(training.algorithm, content)
-    training.progress = Progress(**content["progress"])
+    with understood("the checkpoint to test"):
+        restore_weights(training.algorithm, content)
+        training.progress = Progress(**content["progress"])
 
 
 def restore_weights(algorithm: Algorithm, content: dict[str, Any]) -> None:

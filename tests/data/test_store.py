@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -136,6 +137,58 @@ def test_a_folder_that_is_only_read_is_hashed_each_time(monkeypatch):
     assert hashed.calls == 3
 
 
+def rotten(path):
+    """One bit of the file's content is another, and nothing else tells: as `state` is kept."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("boot", "another"), ("time", time.time() + store.DAYS * 24 * 3600 + 60)]
+)
+def test_a_rotten_disk_is_noticed_after_a_boot_and_after_days(monkeypatch, name, value):
+    """It changes no time stamp."""
+    monkeypatch.setattr(store, "state", lambda path: "as-ever")
+    build = Builder()
+    path = store.prepare("made", "key", build).files["train"]
+    rotten(path)
+    store.prepare("made", "key", build)
+    assert build.calls == 1  # it cannot be seen yet
+    monkeypatch.setattr(store if name == "boot" else store.time, name, lambda: value)
+    for _ in range(2):
+        again = store.prepare("made", "key", build)
+        assert build.calls == 2
+    assert torch.equal(again.open("train").x, some_splits()["train"].x)
+
+
+def test_machines_that_share_a_cache_hash_once_each(monkeypatch):
+    hashed = Counted(store.checksum)
+    monkeypatch.setattr(store, "checksum", hashed)
+    for _ in range(3):
+        for machine in ("a", "b"):
+            monkeypatch.setattr(store, "boot", lambda machine=machine: machine)
+            store.prepare("made", "key", some_splits)
+    assert hashed.calls == 3 + 3  # written by a, read by b
+
+
+def test_what_a_killed_process_left_is_swept(cache):
+    data = store.prepare("made", "key", some_splits)
+    folder = data.files["train"].parent
+    (folder / "train.123.tmp").write_bytes(b"half")
+    data.files["train"].write_bytes(b"spoilt")
+    store.prepare("made", "key", some_splits)
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_a_full_disk_is_told_in_one_line(monkeypatch):
+    def full(*_, **__):
+        raise store.SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(store, "save_file", full)
+    with pytest.raises(UserError, match=r"^cannot write .*safetensors: .*No space left on device$"):
+        store.prepare("made", "key", some_splits)
+
+
 def test_verifying_makes_nothing(cache):
     before = store.task.set("verify")
     try:
@@ -171,7 +224,7 @@ def test_a_write_that_fails_leaves_nothing(monkeypatch, cache):
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="the disk is gone"):
+    with pytest.raises(UserError, match=r"cannot write .*train\.safetensors: the disk is gone"):
         store.prepare("made", "key", some_splits)
     monkeypatch.undo()
     left = [path.name for path in cache.rglob("*") if path.is_file()]

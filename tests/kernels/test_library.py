@@ -208,15 +208,38 @@ def test_a_cache_that_cannot_be_written(place, tmp_path, monkeypatch):
     assert not (tmp_path / "file").read_bytes()
 
 
-@pytest.mark.parametrize("what", ["nothing", "text", "folder"])
-def test_a_cache_that_holds_something_else(what, made, tmp_path, monkeypatch):
+def test_a_folder_in_its_place(made, tmp_path, monkeypatch):
     """Which is left as it is."""
     made.unlink()
-    made.mkdir() if what == "folder" else made.write_text("" if what == "nothing" else "no library")
+    made.mkdir()
     library.compiled.cache_clear()
     assert_this_process_has_its_own(folder_for_passing_files(tmp_path, monkeypatch))
-    if what == "text":
-        assert made.read_text() == "no library"
+    assert made.is_dir()
+
+
+@pytest.mark.parametrize("damage", ["a bit", "its end", "nothing left", "text", "zeros"])
+def test_a_damaged_one_is_made_again_and_never_loaded(damage, made, monkeypatch):
+    """Whatever happened to it; the next process has a sound one."""
+    sound = made.read_bytes()
+    flipped = bytearray(sound)
+    flipped[len(sound) // 2] ^= 4
+    contents = {
+        "a bit": bytes(flipped),
+        "its end": sound[:-1],
+        "nothing left": b"",
+        "text": b"no library",
+        "zeros": bytes(len(sound)),
+    }
+    made.write_bytes(contents[damage])
+    monkeypatch.setattr(library, "compile_to", lambda path: path.write_bytes(sound))
+    loaded = []
+    load = library.ctypes.CDLL
+    monkeypatch.setattr(
+        library.ctypes, "CDLL", lambda path: loaded.append(Path(path).read_bytes()) or load(path)
+    )
+    library.compiled.cache_clear()
+    assert library.use(True)
+    assert loaded == [sound]
 
 
 def test_a_compiler_whose_library_cannot_be_loaded(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import os
 import pickle
 
@@ -139,6 +140,36 @@ def test_what_is_saved_comes_back(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
+def seal(path):
+    """Give the archive at `path` the checksum that it would have as a checkpoint."""
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    path.write_bytes(content[:-2] + checkpoint.seal(digest))
+
+
+def test_one_bit_is_enough_to_be_refused(tmp_path):
+    """Wherever it is: names, pickle, weights, the archive's own checksums, the seal."""
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"weights": torch.arange(20)})
+    sound = path.read_bytes()
+    for place in range(0, len(sound)):
+        damaged = bytearray(sound)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"last.pt: damaged"):
+            checkpoint.load(path)
+
+
+def test_without_its_checksum_it_is_refused(tmp_path):
+    """And with one, what torch itself wrote is not: so the tests below refuse for their reasons."""
+    path = tmp_path / "last.pt"
+    torch.save({"format": checkpoint.FORMAT}, path)
+    with pytest.raises(UserError, match=r"last.pt: damaged"):
+        checkpoint.load(path)
+    seal(path)
+    assert checkpoint.load(path) == {"format": checkpoint.FORMAT}
+
+
 class MakesAFolder:
     """Unpickled, it runs os.mkdir."""
 
@@ -154,7 +185,7 @@ class MakesAFolder:
     [
         (torch.save, lambda path: torch.load(path, weights_only=False)),
         (
-            lambda content, file: pickle.dump(content, file, protocol=2),
+            lambda content, file: file.write(pickle.dumps(content, protocol=2) + b"\0\0"),
             lambda path: pickle.loads(path.read_bytes()),
         ),
     ],
@@ -164,6 +195,7 @@ def test_a_file_that_would_run_code_is_refused_and_has_not_run(tmp_path, write, 
     path, trace = tmp_path / "bad.pt", tmp_path / "it ran"
     with open(path, "wb") as file:
         write({"format": checkpoint.FORMAT, "algorithm": MakesAFolder(trace)}, file)
+    seal(path)
     with pytest.raises(UserError, match=r"bad.pt: damaged, or not a checkpoint"):
         checkpoint.load(path)
     assert not trace.exists()
@@ -319,3 +351,36 @@ def test_an_optimisers_state_lies_as_its_parameters_do():
         assert before[key].stride() != weight.stride() == after[key].stride()
         assert torch.equal(after[key], before[key])
     assert after["step"] == before["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("config", None),
+        ("config", []),
+        ("progress", None),
+        ("progress", {"step": 1, "more": 2}),
+        ("algorithm", None),
+        ("algorithm", [1]),
+        ("optimizer", {}),
+        ("optimizer", 5),
+        ("schedule", None),
+        ("sampler", "x"),
+        ("noise", torch.zeros(3)),
+        ("data_checksum", None),
+    ],
+)
+def test_odd_content_is_refused(tmp_path, key, value):
+    """Of the right format, and sealed: made by hand, or by another program."""
+    training = new_training()
+    content = checkpoint.state(training, CONFIG, "data") | {key: value}
+    checkpoint.save(tmp_path / "checkpoints/last.pt", content)
+    config = {**CONFIG, "mode": "train"}
+
+    def go_on():
+        content = checkpoint.to_start_from(config, tmp_path, going_on=True)
+        checkpoint.restore(training, content, "data")
+
+    with pytest.raises(UserError) as refused:
+        go_on()
+    assert "\n" not in str(refused.value)
