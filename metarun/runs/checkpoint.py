@@ -72,7 +72,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     with files.whole(path) as file:
         hashed = Hashed(file)
         try:
-            torch.save({"format": FORMAT, **content}, hashed)
+            torch.save({"format": FORMAT, **content}, hashed)  # type: ignore[arg-type]
         except Exception:
             if hashed.error:
                 raise hashed.error from None
