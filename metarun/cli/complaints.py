@@ -12,6 +12,7 @@ from metarun.configs import rules as schema
 from metarun.configs.composing import composed, spelled
 from metarun.configs.rules import conf_folder, conf_folders
 
+REFUSED = re.compile(r"UserError raised while resolving interpolation: (.*)")  # environment.py
 UNKNOWN = re.compile(r"Could not override '([^']+)'")
 
 
@@ -47,6 +48,8 @@ def one_line(error: Exception) -> str:
     text = " ".join(str(error).splitlines()[:1])
     if unknown := UNKNOWN.search(text):
         return f"{unknown[1]}: there is no such key"
+    if refused := REFUSED.search(f"{error} {error.__cause__}"):
+        return refused[1]
     if "Ambiguous value" in text:
         return f"{text.split(' ')[-1]}: several values are a sweep: add -m"
     if error.__cause__:
