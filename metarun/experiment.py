@@ -23,6 +23,7 @@ from metarun.seeds import stream_seed
 from metarun.signals import StopSignals
 from metarun.tables.shared_training import shared_training
 from metarun.testing import results as figures_of
+from metarun.testing.doubts import doubts_of_test, doubts_of_training, told
 from metarun.testing.fixed_episodes import FixedEpisodes, own_tasks
 from metarun.testing.pictures import draw
 from metarun.tracking import jsonlines, pictures
@@ -159,6 +160,8 @@ def conclude(
 ) -> None:
     """Test what was trained; `results` is then complete, and stored. `began`: see `kept`."""
     facts = report.training_facts(parts.training.progress, parts.protocol.metric, peak_memory)
+    odd = doubts_of_training(parts.config, folder)
+    facts["train"]["doubts"] = told(odd, trackers.console.message)
     results |= runfolder.finite(facts)  # as results.json has them
     results["test"] = runfolder.finite(test(parts, folder, trackers))
     results["seconds"] = round(time.time() - began, 1)
@@ -183,8 +186,9 @@ def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
     table = figures_of.columns(figures, figures_of.task_names(episodes, own))
     runfolder.write_csv(folder / "episodes.csv", table)
     draw_pictures(parts, next(iter(episodes.values())), folder, trackers)
+    odd = told(doubts_of_test(parts.config, figures, tested), trackers.console.message)
     batch_norm = report.batch_norm(parts.training.algorithm)
-    return {**parts.config["eval"], **tested, "batch_norm": batch_norm}
+    return {**parts.config["eval"], **tested, "batch_norm": batch_norm, "doubts": odd}
 
 
 def draw_pictures(parts: Parts, episodes: FixedEpisodes, folder: Path, trackers: Trackers) -> None:
