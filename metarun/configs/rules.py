@@ -112,6 +112,8 @@ LOWEST = {
     "schedule.step_size": 1,
     "schedule.gamma": 0,
     "schedule.eta_min": 0,
+    "schedule.T_max": 0,
+    "schedule.total_iters": 0,
     "hydra.launcher.n_jobs": -1,
     "hydra.launcher.batch_size": 1,
     "hydra.launcher.cpus_per_task": 1,
@@ -186,6 +188,12 @@ def check(config: dict[str, Any], reference: dict[str, Any]) -> None:
             if value != needed or any(k.startswith(f"{key}.") for k in values):
                 raise UserError(f"seeds={config['seeds']}: it needs {key}={spelled}, or seeds=1")
     if asked := values.get("eval.metric"):
+    steps = config["train"]["steps"]
+    if config["mode"] == "train" and (ending := schedule_end(config, steps)):
+        raise UserError(
+            f"{ending}, and train.steps={steps}: leave out its length, which then follows "
+            "train.steps, or choose schedule=constant"
+        )
         named(asked)
     name = values["device.name"]
     if not (name in ("auto", "cpu", "cuda") or re.fullmatch(r"cuda:\d+", name)):
@@ -209,6 +217,22 @@ def check(config: dict[str, Any], reference: dict[str, Any]) -> None:
 
 
 def targets(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def schedule_end(config: dict[str, Any], steps: int) -> str | None:
+    """What the config's schedule does before `steps` steps are over, after which it would climb
+    again or train at a rate of 0; None if it is no such schedule."""
+    schedule = config.get("schedule") or {}
+    kind = str(schedule.get("_target_", "")).rpartition(".")[2]
+    if kind == "CosineAnnealingLR":
+        name, last, lowest = "cosine", schedule.get("T_max"), schedule.get("eta_min", 0)
+    elif kind == "LinearLR" and not schedule.get("end_factor", 1.0):
+        name, last, lowest = "linear", schedule.get("total_iters"), 0
+    else:
+        return None
+    if not isinstance(last, int) or last >= steps:
+        return None
+    return f"{name} falls to {lowest:g} at step {last}"
+
+
     """Every `_target_` in the config, as (key, target), however deep."""
     if isinstance(config, dict):
         for key, value in config.items():

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from metarun import ranks
 from metarun.configs.differences import differences
+from metarun.configs.rules import schedule_end
 from metarun.errors import DataChanged, UserError
 from metarun.interfaces import Algorithm
 from metarun.training.loop import Progress, Training
@@ -175,6 +176,11 @@ def restore(training: Training, content: dict[str, Any], data_checksum: str) -> 
     if content["cuda_noise"] and torch.cuda.device_count() == len(content["cuda_noise"]):
         torch.cuda.set_rng_state_all(content["cuda_noise"])
     training.progress = Progress(**content["progress"])
+    if ending := schedule_end(content["config"], config["train"]["steps"]):
+        raise UserError(
+            f"resume=auto: {ending}: a longer run needs another name= from the start, or "
+            "schedule=constant"
+        )
 
 
 def on_this_device(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
