@@ -48,9 +48,7 @@ def run(job: Job, sweep: Path | None = None) -> dict[str, Any]:
         if earlier and is_done(earlier, config):
             Console(config["train"]["steps"]).finish({**earlier, "folder": str(folder)})
             return earlier
-        content = ranks.from_first(
-            lambda: checkpoint.to_start_from(config, folder, going_on=earlier is not None)
-        )
+        content = ranks.from_first(lambda: checkpoint.to_start_from(config, folder, earlier))
         with ranks.agreed():
             parts, shared = parts_of.build(config), None
             if sweep and not earlier:
@@ -141,7 +139,7 @@ def train(
             log(record)
         stop.wait = False
     peak_memory = parts.device.peak_memory() / 2**20
-    checkpoint.take_best(training.algorithm, folder / "checkpoints")
+    checkpoint.take_best(training, parts.plan.split, parts.data.checksum, folder)
     return peak_memory if training.progress.step > first_step else None
 
 

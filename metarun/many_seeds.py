@@ -128,7 +128,7 @@ def opened_runs(
         if earlier and experiment.is_done(earlier, config):
             done[config["seed"]] = earlier
             continue
-        content = checkpoint.to_start_from(config, folder, going_on=earlier is not None)
+        content = checkpoint.to_start_from(config, folder, earlier)
         if parts is None:
             parts = build(config)
         else:
@@ -252,7 +252,8 @@ def mean_record(records: Sequence[Record]) -> Record:
 
 def conclude(run: Run, group: str, peak_memory: float | None) -> None:
     """Test what was trained, and end the run, in W&B one of this group if it is in no sweep."""
-    checkpoint.take_best(run.parts.training.algorithm, run.job.folder / "checkpoints")
+    parts, folder = run.parts, run.job.folder
+    checkpoint.take_best(parts.training, parts.plan.split, parts.data.checksum, folder)
     history = jsonlines.read(run.job.folder / "metrics.jsonl")
     names = {**run.job.names, "sweep": run.job.names["sweep"] or group}
     job = run.job._replace(names=names)

@@ -24,6 +24,7 @@ def first_results(
         "status": "running",
         "mode": parts.config["mode"],
         "names": job.names,
+        "run_id": parts.training.run,
         "wandb_id": earlier["wandb_id"] if earlier else token_hex(4),
         "parameters": count_parameters(parts.training.algorithm),
         "backbone": parts.network,

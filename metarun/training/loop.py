@@ -69,6 +69,7 @@ class Training:
 
 
 def fit(
+    run: str = ""  # which run's it is: all of its checkpoints say so
     training: Training,
     plan: Plan,
     sampler: Sampler,
