@@ -18,4 +18,4 @@ class DataChanged(UserError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, by Ctrl-C or SIGTERM; a sweep it is part of stops with it."""
+    """The run was asked to stop, as by Ctrl-C; a sweep it is part of stops with it."""

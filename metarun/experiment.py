@@ -72,7 +72,7 @@ def run(job: Job, sweep: Path | None = None) -> dict[str, Any]:
                 peak_memory = (earlier or {}).get("train", {}).get("peak_memory_mib")
                 if config["mode"] == "train":
                     peak_memory = train(parts, folder, trackers.log, stop) or peak_memory
-                conclude(parts, folder, trackers, results, peak_memory, began)
+                conclude(parts, folder, trackers, results, peak_memory, began, stop)
             finally:
                 trackers.close()
         return results
@@ -155,6 +155,7 @@ def conclude(
     results: dict[str, Any],
     peak_memory: float | None,
     began: float,
+    stop: StopSignals,
 ) -> None:
     """Test what was trained; `results` is then complete, and stored. `began`: see `kept`."""
     facts = report.training_facts(parts.training.progress, parts.protocol.metric, peak_memory)
@@ -162,8 +163,8 @@ def conclude(
     facts["train"]["doubts"] = told(odd, trackers.console.message)
     results |= runfolder.finite(facts)  # as results.json has them
     results["test"] = runfolder.finite(test(parts, folder, trackers))
-    results["seconds"] = round(time.time() - began, 1)
-    results["status"] = "finished"
+    stop.heed()  # of what came while pictures were drawn
+    results |= {"seconds": round(time.time() - began, 1), "status": "finished"}
     runfolder.write_json(folder / "results.json", results)
     trackers.finish({**results, "folder": str(folder)})
 

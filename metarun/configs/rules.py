@@ -17,7 +17,7 @@ from metarun.functional.metrics import named
 # What a finished run's results do not depend on.
 UNSEEN = [
     *("name", "resume", "seeds", "plugins", "tracker", "data.root", "data.file"),
-    "train.log_every",
+    *("train.log_every", "train.save_minutes"),
     *("device.name", "device.compile", "device.graph", "sampler.chunk", "algo.checkpoint_steps"),
     *("eval.tasks", "eval.sampler.tasks"),
 ]
@@ -66,6 +66,7 @@ LOWEST = {
     "train.log_every": 1,
     "train.patience": 0,
     "train.clip_norm": 0,
+    "train.save_minutes": 0,
     "data.size": 1,
     "augment.crop.padding": 0,
     "augment.jitter.brightness": 0,
@@ -111,9 +112,9 @@ LOWEST = {
     "optim.weight_decay": 0,
     "schedule.step_size": 1,
     "schedule.gamma": 0,
-    "schedule.eta_min": 0,
     "schedule.T_max": 0,
     "schedule.total_iters": 0,
+    "schedule.eta_min": 0,
     "hydra.launcher.n_jobs": -1,
     "hydra.launcher.batch_size": 1,
     "hydra.launcher.cpus_per_task": 1,
@@ -187,13 +188,13 @@ def check(config: dict[str, Any], reference: dict[str, Any]) -> None:
             value, spelled = values.get(key, needed), "none" if needed is None else shown(needed)
             if value != needed or any(k.startswith(f"{key}.") for k in values):
                 raise UserError(f"seeds={config['seeds']}: it needs {key}={spelled}, or seeds=1")
-    if asked := values.get("eval.metric"):
     steps = config["train"]["steps"]
     if config["mode"] == "train" and (ending := schedule_end(config, steps)):
         raise UserError(
             f"{ending}, and train.steps={steps}: leave out its length, which then follows "
             "train.steps, or choose schedule=constant"
         )
+    if asked := values.get("eval.metric"):
         named(asked)
     name = values["device.name"]
     if not (name in ("auto", "cpu", "cuda") or re.fullmatch(r"cuda:\d+", name)):
@@ -216,7 +217,6 @@ def check(config: dict[str, Any], reference: dict[str, Any]) -> None:
         raise UserError(f"checkpoint={saved}: there is no such file")
 
 
-def targets(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 def schedule_end(config: dict[str, Any], steps: int) -> str | None:
     """What the config's schedule does before `steps` steps are over, after which it would climb
     again or train at a rate of 0; None if it is no such schedule."""
@@ -233,6 +233,7 @@ def schedule_end(config: dict[str, Any], steps: int) -> str | None:
     return f"{name} falls to {lowest:g} at step {last}"
 
 
+def targets(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Every `_target_` in the config, as (key, target), however deep."""
     if isinstance(config, dict):
         for key, value in config.items():

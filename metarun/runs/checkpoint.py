@@ -25,7 +25,7 @@ INCIDENTAL = [
     *("data.root", "data.file"),
     *("device.name", "device.deterministic", "device.compile", "device.graph"),
     *("sampler.chunk", "algo.checkpoint_steps"),
-    *("train.steps", "train.log_every", "train.patience"),
+    *("train.steps", "train.log_every", "train.patience", "train.save_minutes"),
     *("eval.episodes", "eval.tasks", "eval.sampler.tasks"),
 ]
 
