@@ -33,4 +33,4 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, by Ctrl-C or SIGTERM; a sweep it is part of stops with it."""
+    """The run was asked to stop, as by Ctrl-C; a sweep it is part of stops with it."""

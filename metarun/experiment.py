@@ -23,6 +23,7 @@ from metarun.seeds import stream_seed
 from metarun.signals import StopSignals
 from metarun.tables.shared_training import shared_training
 from metarun.testing import results as figures_of
+from metarun.testing.doubts import doubts_of_test, doubts_of_training, told
 from metarun.testing.fixed_episodes import FixedEpisodes, own_tasks
 from metarun.testing.pictures import draw
 from metarun.tracking import jsonlines, pictures
@@ -47,9 +48,7 @@ def run(job: Job, sweep: Path | None = None) -> dict[str, Any]:
         if earlier and is_done(earlier, config):
             Console(config["train"]["steps"]).finish({**earlier, "folder": str(folder)})
             return earlier
-        content = ranks.from_first(
-            lambda: checkpoint.to_start_from(config, folder, going_on=earlier is not None)
-        )
+        content = ranks.from_first(lambda: checkpoint.to_start_from(config, folder, earlier))
         with ranks.agreed():
             parts, shared = parts_of.build(config), None
             if sweep and not earlier:
@@ -73,7 +72,7 @@ def run(job: Job, sweep: Path | None = None) -> dict[str, Any]:
                 peak_memory = (earlier or {}).get("train", {}).get("peak_memory_mib")
                 if config["mode"] == "train":
                     peak_memory = train(parts, folder, trackers.log, stop) or peak_memory
-                conclude(parts, folder, trackers, results, peak_memory, began)
+                conclude(parts, folder, trackers, results, peak_memory, began, stop)
             finally:
                 trackers.close()
         return results
@@ -144,7 +143,7 @@ def train(
             log(record)
         stop.wait = False
     peak_memory = parts.device.peak_memory() / 2**20
-    checkpoint.take_best(training.algorithm, folder / "checkpoints")
+    checkpoint.take_best(training, parts.plan.split, parts.data.checksum, folder)
     return peak_memory if training.progress.step > first_step else None
 
 
@@ -160,14 +159,17 @@ def conclude(
     results: dict[str, Any],
     peak_memory: float | None,
     began: float,
+    stop: StopSignals,
 ) -> None:
     """Test what was trained; `results` is then complete, and stored. `began`: see `kept`."""
     facts = report.training_facts(parts.training.progress, parts.protocol.metric, peak_memory)
+    odd = doubts_of_training(parts.config, folder)
+    facts["train"]["doubts"] = told(odd, trackers.console.message)
     results |= runfolder.finite(facts)  # as results.json has them
     results["test"] = runfolder.finite(test(parts, folder, trackers))
+    stop.heed()  # of what came while pictures were drawn
     results["episodes_csv_sha256"] = files.sha256_of(folder / "episodes.csv")
-    results["seconds"] = round(time.time() - began, 1)
-    results["status"] = "finished"
+    results |= {"seconds": round(time.time() - began, 1), "status": "finished"}
     runfolder.write_results(folder / "results.json", results)
     trackers.finish({**results, "folder": str(folder)})
 
@@ -188,8 +190,9 @@ def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
     table = figures_of.columns(figures, figures_of.task_names(episodes, own))
     runfolder.write_csv(folder / "episodes.csv", table)
     draw_pictures(parts, next(iter(episodes.values())), folder, trackers)
+    odd = told(doubts_of_test(parts.config, figures, tested), trackers.console.message)
     batch_norm = report.batch_norm(parts.training.algorithm)
-    return {**parts.config["eval"], **tested, "batch_norm": batch_norm}
+    return {**parts.config["eval"], **tested, "batch_norm": batch_norm, "doubts": odd}
 
 
 def draw_pictures(parts: Parts, episodes: FixedEpisodes, folder: Path, trackers: Trackers) -> None:

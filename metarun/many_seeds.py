@@ -33,7 +33,7 @@ from metarun.tracking import jsonlines
 from metarun.tracking.console import Console, aligned
 from metarun.tracking.jsonlines import JsonLines, Record
 from metarun.tracking.trackers import Trackers
-from metarun.training.loop import Course
+from metarun.training.loop import Course, Due
 from metarun.training.stacked import Stacked, meta_batches
 
 
@@ -97,7 +97,7 @@ def run(jobs: Sequence[Job], folder: Path) -> list[dict[str, Any]]:
         peak_memory = runs[0].parts.device.peak_memory() / 2**20 if trained else None
         for run in runs:
             if run.seed not in failed:
-                conclude(run, folder.name, peak_memory)
+                conclude(run, folder.name, peak_memory, stop)
                 done[run.seed] = run.results
         console.close()
         if done:
@@ -128,7 +128,7 @@ def opened_runs(
         if earlier and experiment.is_done(earlier, config):
             done[config["seed"]] = earlier
             continue
-        content = checkpoint.to_start_from(config, folder, going_on=earlier is not None)
+        content = checkpoint.to_start_from(config, folder, earlier)
         if parts is None:
             parts = build(config)
         else:
@@ -182,7 +182,8 @@ def train(runs: list[Run], console: Console, stop: StopSignals) -> dict[int, str
     plan, metric = parts.plan, parts.protocol.metric
     together = stacked([run.parts for run in runs])
     failed: dict[int, str] = {}
-    stopping = False
+    stopping = saving = False
+    due = Due(plan.save_minutes)
     with parts.data.sealed("test"):
         episodes = parts.episodes_of("val", parts.protocol.val_episodes)
 
@@ -195,6 +196,7 @@ def train(runs: list[Run], console: Console, stop: StopSignals) -> dict[int, str
                 validate=lambda: overall(run.parts.score(episodes), metric.name),
                 save=partial(experiment.save, run.parts, run.job.folder),
                 stop=lambda: stopping,  # the same for all the seeds of a step
+                due=lambda: saving,
             )
 
         courses = {run.seed: course(run) for run in runs}
@@ -204,9 +206,10 @@ def train(runs: list[Run], console: Console, stop: StopSignals) -> dict[int, str
         stop.wait = True
         for step in range(runs[0].step + 1, plan.steps + 1):
             figures, rate = together.step(next(batches))
-            stopping = stop()
-            if stopping or plan.validates_after(step):
+            stopping, saving = stop(), due()
+            if stopping or saving or plan.validates_after(step):
                 together.hand_out()
+                due.restart()
             going = [run for run in runs if run.seed not in failed]
             follows = {
                 run.seed: courses[run.seed].after_step(own, rate)
@@ -250,9 +253,10 @@ def mean_record(records: Sequence[Record]) -> Record:
     return means
 
 
-def conclude(run: Run, group: str, peak_memory: float | None) -> None:
+def conclude(run: Run, group: str, peak_memory: float | None, stop: StopSignals) -> None:
     """Test what was trained, and end the run, in W&B one of this group if it is in no sweep."""
-    checkpoint.take_best(run.parts.training.algorithm, run.job.folder / "checkpoints")
+    parts, folder = run.parts, run.job.folder
+    checkpoint.take_best(parts.training, parts.plan.split, parts.data.checksum, folder)
     history = jsonlines.read(run.job.folder / "metrics.jsonl")
     names = {**run.job.names, "sweep": run.job.names["sweep"] or group}
     job = run.job._replace(names=names)
@@ -260,7 +264,7 @@ def conclude(run: Run, group: str, peak_memory: float | None) -> None:
     trackers = Trackers(SeedConsole(run.seed), run.lines, start_wandb)
     try:
         experiment.conclude(
-            run.parts, run.job.folder, trackers, run.results, peak_memory, run.began
+            run.parts, run.job.folder, trackers, run.results, peak_memory, run.began, stop
         )
     finally:
         trackers.close()

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import is_dataclass
+from secrets import token_hex
 from typing import Any, NamedTuple
 
 import torch
@@ -113,7 +114,8 @@ def build_training(config: Config, data: Data, device: Device) -> tuple[Training
     torch.manual_seed(stream_seed(config["seed"], "noise"))  # of dropout and the like
     optimizer, schedule = build_optimizer(config, algorithm.parameters())
     generator = stream(config["seed"], "train")
-    return Training(algorithm, optimizer, schedule, generator, Progress()), network
+    begun = Training(algorithm, optimizer, schedule, generator, Progress(), run=token_hex(8))
+    return begun, network
 
 
 def new_backbone(config: Config, data: Data) -> nn.Module:

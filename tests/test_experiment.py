@@ -10,12 +10,14 @@ import signal
 import statistics
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 import torch
 
 from metarun import experiment
 from metarun.data.store import DataSet
+from metarun.errors import Interrupted
 from metarun.kernels import library
 from metarun.runs import folder as runfolder
 from tests.conftest import QUICK
@@ -328,7 +330,7 @@ def test_killed_and_resumed(metarun):
     assert records(metarun, "unbroken") == records(metarun, "killed")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU])
 def test_asked_to_stop(metarun, number):
     """The run saves, says how to go on with it, and going on so ends as if never stopped."""
     process = metarun.process(*arguments(metarun, "a"), "train.steps=100000")
@@ -349,6 +351,58 @@ def test_asked_to_stop(metarun, number):
     said, _ = going_on.communicate(timeout=120)
     assert f"going on after step {step}" in said
     assert metarun.results("a")["train"]["steps"] == step + 3
+
+
+def test_a_signal_that_is_lost_while_pictures_are_drawn(metarun, monkeypatch):
+    """As in a callback, where what it raises is forgotten: the run stops all the same."""
+
+    def lost(*_):
+        with suppress(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(experiment, "draw", lost)
+    with pytest.raises(SystemExit) as left:
+        metarun.run("name=a")
+    assert left.value.code == 130
+    assert metarun.results("a")["status"] == "interrupted"
+
+
+def test_saved_by_time_and_killed(metarun):
+    """Long before the first validation; what goes on then is as if never killed."""
+    slow = ["train.val_every=100000", "train.log_every=7", "train.steps=60"]
+    given = arguments(metarun, "a")
+    metarun.main(*given, *slow, "train.save_minutes=0")
+    process = metarun.process(*arguments(metarun, "b"), *slow, "train.save_minutes=0.00001")
+    wait_for_checkpoint(metarun, "b")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    step = torch.load(metarun.folder / "outputs/b/checkpoints/last.pt", weights_only=True)
+    assert 0 < step["progress"]["step"] < 60
+    assert step["progress"]["episodes"] == step["progress"]["step"]
+    metarun.main(*arguments(metarun, "b"), *slow, "resume=auto")
+    assert same(weights(metarun, "a"), weights(metarun, "b"))
+    assert metarun.results("a")["test"] == metarun.results("b")["test"]
+    for key in ("steps", "episodes"):
+        assert metarun.results("a")["train"][key] == metarun.results("b")["train"][key]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "longer"),
+    [("cosine", "schedule.T_max=4"), ("linear", "schedule.total_iters=4")],
+)
+def test_a_schedule_that_has_ended(metarun, schedule, longer):
+    """It would climb again, or train at a rate of 0; as long as the run it is taken anew."""
+    metarun.run("name=a", f"schedule={schedule}")
+    common = [*metarun.data, *QUICK, f"schedule={schedule}", "name=a", "hydra.run.dir=outputs/a"]
+    said = metarun.error(*common, "train.steps=8", "resume=auto")
+    assert said == (
+        f"resume=auto: {schedule} falls to 0 at step 4: a longer run needs another name= from the "
+        "start, or schedule=constant"
+    )
+    for given in (["resume=auto"], ["name=b", "hydra.run.dir=outputs/b"]):
+        said = metarun.error(*common, "train.steps=8", longer, *given)
+        assert said.startswith(f"{schedule} falls to 0 at step 4, and train.steps=8: ")
+    assert metarun.run("name=a", f"schedule={schedule}", "resume=auto", "eval.episodes=8")
 
 
 def test_a_reader_that_leaves(metarun):

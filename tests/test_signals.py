@@ -1,10 +1,15 @@
+import os
+import pty
 import signal
+import subprocess
+import sys
 import threading
+import weakref
 
 import pytest
 
 from metarun.errors import Interrupted
-from metarun.signals import SIGNALS, StopSignals
+from metarun.signals import OF_THE_SYSTEM, SIGNALS, StopSignals
 
 
 def handlers():
@@ -17,7 +22,7 @@ def test_a_signal_raises_at_once(number):
         signal.raise_signal(number)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_while_waiting_the_first_is_noted_and_the_second_raises(number):
     with StopSignals() as stop:
         stop.wait = True
@@ -116,3 +121,96 @@ def test_what_a_launcher_raises_comes_out():
 def test_a_signal_without_a_listener_is_left_alone():
     with StopSignals():
         assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", OF_THE_SYSTEM)
+def test_what_the_system_sends_again_is_no_second_request(number):
+    """A shell tells of a closed terminal too, and a limit of CPU time is told every second."""
+    with StopSignals() as stop:
+        stop.wait = True
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        assert stop()
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+
+    def twice() -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            signal.raise_signal(number)  # while what is there is put away
+            put_away.append(number)
+
+    put_away: list[int] = []
+    with pytest.raises(Interrupted), StopSignals():
+        twice()
+    assert put_away == [number]
+
+
+@pytest.mark.parametrize("number", OF_THE_SYSTEM)
+def test_what_is_ignored_stays_ignored(number):
+    """As by nohup."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            signal.raise_signal(number)
+            assert not stop()
+            assert signal.getsignal(number) is signal.SIG_IGN
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+class Freed:
+    """Something to be freed."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_vanishes_in_a_callback_is_heeded(number):
+    """What a weak reference's callback raises is printed, and forgotten."""
+    with StopSignals() as stop:
+        stop.heed()
+        freed = Freed()
+        watched = weakref.ref(freed, lambda _: signal.raise_signal(number))
+        del freed
+        assert watched() is None
+        assert stop()
+        with pytest.raises(Interrupted, match="stopped"):
+            stop.heed()
+
+
+CLOSED = """
+import os, signal, sys, time
+from metarun.errors import Interrupted
+from metarun.signals import StopSignals
+from metarun.tracking.console import plain
+try:
+    with StopSignals():
+        print("ready", flush=True)
+        time.sleep(60)
+except Interrupted:
+    plain("said to nobody")
+    print("so is this", file=sys.stderr, flush=True)
+    open(sys.argv[1], "w").write("saved")
+"""
+
+
+def test_a_terminal_that_is_closed(tmp_path):
+    """The process hears of it, and what it prints then is no error."""
+    ours, theirs = pty.openpty()
+    own_terminal = "import fcntl, sys, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0)\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", own_terminal + CLOSED, str(tmp_path / "end")],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    seen = b""
+    while b"ready" not in seen:
+        seen += os.read(ours, 1000)
+    os.close(ours)
+    assert process.wait(60) == 0
+    assert (tmp_path / "end").read_text() == "saved"

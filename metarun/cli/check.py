@@ -1,6 +1,7 @@
 """Whether the jobs of a command line can run, found out before torch is loaded."""
 
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from metarun.cli import launchers
 from metarun.cli.complaints import missing_choice_of, missing_group, unknown_key
 from metarun.cli.help import choice_files
+from metarun.configs import environment
 from metarun.configs import rules as schema
 from metarun.configs.composing import committed, composed, plain
 from metarun.configs.rooms import is_below, refuse_foreign_names
@@ -40,7 +42,12 @@ FIXED += ["mode", "sweeper.custom_search_space"]
 THEIRS = ("callbacks", "job_logging")  # of these, what is of a package of plugins.allow may run
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 HARMLESS = ("logging.StreamHandler", "logging.NullHandler")
-PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
+# By key what may be named; of the first two Hydra makes only what is installed as its plugin.
+PLUGINS = {
+    "launcher._target_": r"(hydra\._internal\.core_plugins|hydra_plugins)\..+",
+    "sweeper._target_": r"(hydra\._internal\.core_plugins|hydra_plugins)\..+",
+    "sweeper.sampler._target_": r"optuna\.samplers\.[A-Z]\w*",
+}
 
 
 def check(overrides: list[str], config_dir: str | None, multirun: bool = False) -> list[list[str]]:
@@ -49,6 +56,7 @@ def check(overrides: list[str], config_dir: str | None, multirun: bool = False) 
     Raises an error if a job would be refused, without loading torch. Of a sweep, the values of each
     key are tried once, beside the first values of the others.
     """
+    environment.typed.update(environment.names(overrides))
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         parsed = OverridesParser.create().parse_overrides(overrides)
         refuse_too_many_jobs(parsed)
@@ -252,7 +260,8 @@ def refuse_foreign_code(own: DictConfig, shipped: DictConfig, allow: list[str]) 
         ):
             raise UserError(f"hydra.{key}: it cannot be changed in metarun")
     for key, target in schema.targets(OmegaConf.to_container(own)):
-        if not target.startswith(PLUGINS) and not is_below(target, allow):
+        known = re.fullmatch(PLUGINS.get(key, ""), target)
+        if not known and not is_below(target, allow):
             raise UserError(f"hydra.{key}={target}: not allowed to run")
     if own.runtime.choices["hydra/sweeper"] == "search" and not find_spec("optuna"):
         raise UserError("hydra/sweeper=search: it must be installed: pip install 'metarun[search]'")

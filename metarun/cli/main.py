@@ -30,6 +30,7 @@ from metarun.cli.command_line import choices_of, parsed_arguments
 from metarun.cli.complaints import missing_choice, of_machine, one_line, unreadable
 from metarun.cli.help import help_text
 from metarun.cli.sweep import run_sweep
+from metarun.configs import environment
 from metarun.configs import rules as schema
 from metarun.configs.composing import plain, spelled
 from metarun.configs.rules import conf_folder, conf_folders
@@ -56,6 +57,7 @@ def run_name(part: str = "", *, _root_: DictConfig) -> str:
 
 # Here, where a launcher's worker finds it too, since it imports `job`.
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+environment.guard()
 # Our launchers bear the names of the plugins' own, by which Hydra 1.3 checks their values too.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against")
 

@@ -18,7 +18,7 @@ from metarun.functional.metrics import TWO_CLASSES, named
 # What a finished run's results do not depend on.
 UNSEEN = [
     *("name", "resume", "seeds", "plugins", "tracker", "data.root", "data.file"),
-    "train.log_every",
+    *("train.log_every", "train.save_minutes"),
     *("device.name", "device.compile", "device.graph", "sampler.chunk", "algo.checkpoint_steps"),
     *("eval.tasks", "eval.sampler.tasks"),
 ]
@@ -67,6 +67,7 @@ LOWEST = {
     "train.log_every": 1,
     "train.patience": 0,
     "train.clip_norm": 0,
+    "train.save_minutes": 0,
     "data.size": 1,
     "augment.crop.padding": 0,
     "augment.jitter.brightness": 0,
@@ -112,6 +113,8 @@ LOWEST = {
     "optim.weight_decay": 0,
     "schedule.step_size": 1,
     "schedule.gamma": 0,
+    "schedule.T_max": 0,
+    "schedule.total_iters": 0,
     "schedule.eta_min": 0,
     "hydra.launcher.n_jobs": -1,
     "hydra.launcher.batch_size": 1,
@@ -224,6 +227,12 @@ def check(config: dict[str, Any], reference: dict[str, Any]) -> None:
             value, spelled = values.get(key, needed), "none" if needed is None else shown(needed)
             if value != needed or any(k.startswith(f"{key}.") for k in values):
                 raise UserError(f"seeds={config['seeds']}: it needs {key}={spelled}, or seeds=1")
+    steps = config["train"]["steps"]
+    if config["mode"] == "train" and (ending := schedule_end(config, steps)):
+        raise UserError(
+            f"{ending}, and train.steps={steps}: leave out its length, which then follows "
+            "train.steps, or choose schedule=constant"
+        )
     if asked := values.get("eval.metric"):
         way = values["eval.way"]
         if named(asked).of == TWO_CLASSES and way != 2:
@@ -253,6 +262,22 @@ def check(config: dict[str, Any], reference: dict[str, Any]) -> None:
         raise UserError(f"checkpoint={saved}: it is a folder: give RUN_FOLDER/checkpoints/best.pt")
     if saved and not Path(str(saved)).expanduser().is_file():
         raise UserError(f"checkpoint={saved}: there is no such file")
+
+
+def schedule_end(config: dict[str, Any], steps: int) -> str | None:
+    """What the config's schedule does before `steps` steps are over, after which it would climb
+    again or train at a rate of 0; None if it is no such schedule."""
+    schedule = config.get("schedule") or {}
+    kind = str(schedule.get("_target_", "")).rpartition(".")[2]
+    if kind == "CosineAnnealingLR":
+        name, last, lowest = "cosine", schedule.get("T_max"), schedule.get("eta_min", 0)
+    elif kind == "LinearLR" and not schedule.get("end_factor", 1.0):
+        name, last, lowest = "linear", schedule.get("total_iters"), 0
+    else:
+        return None
+    if not isinstance(last, int) or last >= steps:
+        return None
+    return f"{name} falls to {lowest:g} at step {last}"
 
 
 def targets(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from filelock import FileLock
 
@@ -17,14 +18,37 @@ from metarun.tracking.progress import track
 
 TIMEOUT = 10  # seconds without a byte; a machine without network should say so soon
 CHUNK = 1 << 16
+THIS_MACHINE = ("127.0.0.1", "::1", "localhost")  # which nobody can listen in on the way to
+
+
+class OnlyHttps(HTTPRedirectHandler):
+    """Follows a redirect to where nobody on the way can change what is sent."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
+        refuse_insecure(newurl, ours=is_this_machine(req.full_url))
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def refuse_insecure(url: str, ours: bool) -> None:
+    """Raise OSError unless the URL is of HTTPS, or of a server on this machine where that is
+    `ours`."""
+    if urlsplit(url).scheme != "https" and not (ours and is_this_machine(url)):
+        raise OSError(f"{url} is not https")
+
+
+def is_this_machine(url: str) -> bool:
+    """Whether the URL is of a web server on this machine."""
+    parts = urlsplit(url)
+    return parts.scheme == "http" and parts.hostname in THIS_MACHINE
 
 
 def download(urls: str | Sequence[str], path: Path, md5: str | None) -> None:
     """Put the file whose MD5 is `md5` at `path`, from the first of `urls` that sends it.
 
     `md5` is None where the publisher gives none. What an earlier try left in `path`.part is
-    continued. Raises UserError, which tells how to fetch the file by hand, when the folder fails,
-    or for every mirror the network does or the content is another.
+    continued. Only HTTPS is used, in redirects too. Raises UserError, which tells how to fetch the
+    file by hand, when the folder fails, or for every mirror the network does or the content is
+    another.
     """
     if task.get() == "verify":
         raise UserError(f"{path} is missing: metarun mode=prepare fetches it")
@@ -76,10 +100,11 @@ def fetch(url: str, path: Path, md5: str | None) -> str | None:
 
 def receive(url: str, part: Path) -> None:
     """Append to `part` what it lacks of the file at `url`; OSError when the rest did not come."""
+    refuse_insecure(url, ours=True)
     have = part.stat().st_size if part.exists() else 0
     request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urlopen(request, timeout=TIMEOUT)
+        response = build_opener(OnlyHttps).open(request, timeout=TIMEOUT)
     except HTTPError as error:
         if not have or error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise

@@ -41,7 +41,7 @@ def run(job: Job) -> dict[str, Any]:
     """
     started, (config, folder, names, texts) = time.time(), job
     to = Path(str(config["to"])).expanduser() if config["to"] else folder / "features"
-    with StopSignals(), runfolder.claimed(folder):
+    with StopSignals() as stop, runfolder.claimed(folder):
         use = f"use them with data=features {shlex.quote(spelled('data.root', to))}"
         earlier = runfolder.earlier(folder, config["resume"], config["mode"])
         if earlier and is_done(earlier, config):
@@ -96,6 +96,7 @@ def run(job: Job) -> dict[str, Any]:
                 name: embed(backbone, data.open(name).to(device.torch_device), device, name)
                 for name in SPLITS
             }
+            stop.heed()
             stored = features.store(to, embedded, made_from)
             results |= {
                 "status": "finished",

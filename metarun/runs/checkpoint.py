@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from metarun import files, ranks
 from metarun.configs.differences import differences
+from metarun.configs.rules import schedule_end
 from metarun.errors import DataChanged, UserError
 from metarun.interfaces import Algorithm
 from metarun.training.loop import Progress, Training
@@ -30,7 +31,7 @@ INCIDENTAL = [
     *("data.root", "data.file"),
     *("device.name", "device.deterministic", "device.compile", "device.graph"),
     *("sampler.chunk", "algo.checkpoint_steps"),
-    *("train.steps", "train.log_every", "train.patience"),
+    *("train.steps", "train.log_every", "train.patience", "train.save_minutes"),
     *("eval.episodes", "eval.tasks", "eval.sampler.tasks"),
 ]
 
@@ -124,9 +125,11 @@ def load(path: Path, instead: str = "give RUN_FOLDER/checkpoints/best.pt") -> di
     return content
 
 
-def to_start_from(config: dict[str, Any], folder: Path, going_on: bool) -> dict[str, Any] | None:
+def to_start_from(
+    config: dict[str, Any], folder: Path, earlier: dict[str, Any] | None
+) -> dict[str, Any] | None:
     """The checkpoint that the run in `folder` starts from, if any, once it is known to suit the
-    config."""
+    config; `earlier` is what results.json says of the run so far."""
     last = folder / "checkpoints" / "last.pt"
     if config["mode"] == "test":
         path = Path(str(config["checkpoint"])).expanduser()
@@ -135,11 +138,21 @@ def to_start_from(config: dict[str, Any], folder: Path, going_on: bool) -> dict[
             refuse_another_model(content, config)
             Progress(**content["progress"])
         return content
-    if going_on and last.exists():
+    if earlier and last.exists():
         content = load(last, "choose another name=, or remove this file to begin anew")
         with understood(f"checkpoint {last}"):
             refuse_another_run(content, config)
-            Progress(**content["progress"])
+            now = Progress(**content["progress"])
+        if (theirs := content.get("run")) and theirs != earlier.get("run_id"):
+            raise UserError(
+                f"resume=auto: {last} is of another run than results.json beside it: put the run's "
+                "own back, or choose another name="
+            )
+        split = config["train"]["split"]
+        step = chosen_step(now.step, now.best_step, split)
+        # On "trainval" an unfinished training may have kept no weights yet.
+        if step and (split == "train" or now.step == config["train"]["steps"]):
+            best_of(folder, step, content, may_be_later=True)
         return content
     return None
 
@@ -169,12 +182,54 @@ def keep(
         save(folder / f"{name}.pt", content)
 
 
-def take_best(algorithm: Algorithm, folder: Path) -> None:
-    """Give the algorithm the best weights kept in `folder`, if any: none after train.steps=0."""
-    path = folder / "best.pt"
-    best = ranks.from_first(lambda: load(path)["algorithm"] if path.exists() else None)
+def chosen_step(step: int, best_step: int, split: str) -> int:
+    """After which step the weights were those that are tested, of a training that has taken `step`
+    steps; 0 if none have been kept. On "trainval" nothing is validated, and the last are."""
+    return best_step if split == "train" else step
+
+
+def take_best(training: Training, split: str, data_checksum: str, folder: Path) -> None:
+    """Give the algorithm the best weights of this training, kept in the run's folder; after
+    train.steps=0 there are none. `split` is what it was trained on.
+
+    Raises UserError if they are missing, or not those that this training kept.
+    """
+    now = training.progress
+    step = chosen_step(now.step, now.best_step, split)
+    own = {"run": training.run, "data_checksum": data_checksum}
+    best = ranks.from_first(lambda: best_of(folder, step, own)["algorithm"] if step else None)
     if best:
-        algorithm.load_state_dict(best)
+        training.algorithm.load_state_dict(best)
+        refuse_what_was_not_trained(training.algorithm, folder / "checkpoints" / "best.pt")
+
+
+def best_of(
+    folder: Path, step: int, own: dict[str, Any], may_be_later: bool = False
+) -> dict[str, Any]:
+    """The content of the run's best.pt; UserError unless it was kept after this step, by the run
+    and on the data that `own` tells, as a checkpoint does.
+
+    It `may_be_later` of a run that was killed between best.pt and last.pt, and does both again.
+    """
+    path = folder / "checkpoints" / "best.pt"
+    instead = "put the run's own back, or choose another name= to train anew"
+    if not path.exists():
+        raise UserError(f"{path} is missing, which has the weights of step {step}: {instead}")
+    best = load(path, instead)
+    kept = best["progress"]["step"]
+    if best.get("run", "") != own.get("run", ""):
+        raise UserError(f"{path} is of another run: {instead}")
+    if best["data_checksum"] != own["data_checksum"]:
+        raise UserError(f"{path} was trained on other data: {instead}")
+    if kept != step and not (may_be_later and kept > step):
+        raise UserError(f"{path} is of step {kept}, and the best was step {step}: {instead}")
+    return best
+
+
+def refuse_what_was_not_trained(algorithm: Algorithm, path: Path | str) -> None:
+    """Raise UserError if a weight is not finite, with which no training goes on."""
+    if not all(bool(p.isfinite().all()) for p in algorithm.parameters()):
+        raise UserError(f"{path}: a weight is not finite: the file is damaged, or not metarun's")
 
 
 def state(training: Training, config: dict[str, Any], data_checksum: str) -> dict[str, Any]:
@@ -189,11 +244,17 @@ def state(training: Training, config: dict[str, Any], data_checksum: str) -> dic
         "progress": asdict(training.progress),
         "config": config,
         "data_checksum": data_checksum,
+        "run": training.run,
     }
 
 
 def refuse_another_run(content: dict[str, Any], config: dict[str, Any]) -> None:
     """Raise UserError when the run asked for is not the one whose state `content` is."""
+    if ending := schedule_end(content["config"], config["train"]["steps"]):
+        raise UserError(
+            f"resume=auto: {ending}: a longer run needs another name= from the start, or "
+            "schedule=constant"
+        )
     changed = differences(config, content["config"], except_for=INCIDENTAL)
     if renamed := [word for word in changed if is_gone(word.partition("_target_=")[2])]:
         raise UserError(
@@ -261,6 +322,7 @@ def restore(training: Training, content: dict[str, Any], data_checksum: str) -> 
         if content["cuda_noise"] and torch.cuda.device_count() == len(content["cuda_noise"]):
             torch.cuda.set_rng_state_all(content["cuda_noise"])
         training.progress = Progress(**content["progress"])
+        training.run = content.get("run", "")
 
 
 def on_this_device(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
@@ -295,7 +357,7 @@ def restore_for_test(training: Training, content: dict[str, Any]) -> None:
 
 def restore_weights(algorithm: Algorithm, content: dict[str, Any]) -> None:
     """Give `algorithm` the weights of a saved state, for a test. Raises UserError if they differ
-    in shape."""
+    in shape, or are not finite."""
     try:
         algorithm.load_state_dict(content["algorithm"])
     except RuntimeError as error:
@@ -303,3 +365,4 @@ def restore_weights(algorithm: Algorithm, content: dict[str, Any]) -> None:
         raise UserError(
             f"the checkpoint's weights do not fit this data's examples: {mismatch}"
         ) from None
+    refuse_what_was_not_trained(algorithm, "checkpoint")

@@ -24,6 +24,7 @@ def first_results(
         "status": "running",
         "mode": parts.config["mode"],
         "names": job.names,
+        "run_id": parts.training.run,
         "wandb_id": (earlier or {}).get("wandb_id") or token_hex(4),
         "parameters": count_parameters(parts.training.algorithm),
         "backbone": parts.network,

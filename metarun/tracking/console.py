@@ -4,6 +4,7 @@ On a terminal there is a live bar; elsewhere (a pipe, a file, a cluster's log) p
 control codes and never wrapped.
 """
 
+import errno
 import math
 import os
 import sys
@@ -225,5 +226,7 @@ def plain(text: str) -> None:
     encoding = sys.stdout.encoding or "utf-8"
     try:
         print(text.encode(encoding, errors="replace").decode(encoding), flush=True)
-    except BrokenPipeError:  # nobody reads on, as after `| head`; the run goes on
+    except OSError as error:  # nobody reads on, as after `| head`, or on a terminal that is closed
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

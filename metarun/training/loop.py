@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from metarun import ranks
 from metarun.device import Device
 from metarun.errors import Interrupted, UserError
 from metarun.functional.metrics import Metric
@@ -38,6 +40,7 @@ class Plan:
     patience: int
     clip_norm: float
     split: str  # "train" or "trainval"
+    save_minutes: float = 0.0  # a checkpoint at least that often; 0: only after validations
 
     def validates_after(self, step: int) -> bool:
         """Whether a validation follows this step."""
@@ -67,6 +70,7 @@ class Training:
     schedule: LRScheduler
     generator: torch.Generator  # of the sampler
     progress: Progress
+    run: str = ""  # which run's it is: all of its checkpoints say so
 
 
 def fit(
@@ -90,7 +94,13 @@ def fit(
     train in step when `validate` and `stop` say the same on all of them.
     """
     training.algorithm.train()
-    course = Course(training, plan, sampler.tasks, metric, validate, save, stop)
+    due = Due(0 if ranks.rank() else plan.save_minutes)  # the first rank saves
+
+    def saved(best: bool) -> None:
+        save(best)
+        due.restart()
+
+    course = Course(training, plan, sampler.tasks, metric, validate, saved, stop, due)
     taken = steps(training, plan, sampler, split, device)
     while not course.over():
         figures = next(taken)
@@ -103,7 +113,8 @@ def fit(
 class Course:
     """What follows each step of a training: lines of the log, validations and checkpoints.
 
-    A step sees `tasks` tasks; the rest is as in `fit`.
+    A step sees `tasks` tasks; `due()` is asked once after each and tells when a checkpoint is to be
+    made whatever the rhythm; the rest is as in `fit`.
     """
 
     training: Training
@@ -113,6 +124,7 @@ class Course:
     validate: Callable[[], tuple[float, float]]
     save: Callable[[bool], None]
     stop: Callable[[], bool]
+    due: Callable[[], bool]
 
     def __post_init__(self) -> None:
         self.window = Window()
@@ -129,7 +141,7 @@ class Course:
         window.add(figures, episodes=self.tasks)
 
         validating = plan.validates_after(now.step)
-        stopping = self.stop()
+        stopping, due = self.stop(), self.due()
         if validating or stopping or now.step % plan.log_every == 0:
             record = {**window.close(now), "train/lr": rate}
             if stopping and not validating:
@@ -165,6 +177,11 @@ class Course:
         if stopping or (validating and self.stop()):
             self.save(False)
             raise Interrupted(f"stopped at step {now.step} of {plan.steps}")
+        if due and not validating:
+            window.settle(now)
+            refuse_lost_weights(self.training.algorithm, now.step)
+            with window.paused():
+                self.save(False)
 
 
 def steps(
@@ -200,8 +217,24 @@ def refuse_lost_weights(algorithm: Algorithm, step: int) -> None:
         raise UserError(f"a weight is not finite after step {step}: {ADVICE}")
 
 
+class Due:
+    """Whether the last checkpoint is so many minutes old; never, if they are 0."""
+
+    def __init__(self, minutes: float):
+        self.seconds = 60 * minutes
+        self.restart()
+
+    def restart(self) -> None:
+        """A checkpoint has just been made."""
+        self.since = time.monotonic()
+
+    def __call__(self) -> bool:
+        return 0 < self.seconds <= time.monotonic() - self.since
+
+
 class Window:
-    """The steps since the last line of the log. Nothing is read off the device until it closes."""
+    """The steps since the last line of the log. Nothing is read off the device until it closes, or
+    a checkpoint in its midst is made."""
 
     def __init__(self) -> None:
         self.restart()
@@ -211,6 +244,7 @@ class Window:
         self.steps: list[Figures] = []
         self.episodes = 0
         self.started = time.perf_counter()
+        self.told: tuple[int, float] = (0, 0.0)  # episodes and seconds that `now` knows of already
 
     def add(self, figures: Figures, episodes: int) -> None:
         """Take in one step."""
@@ -226,12 +260,7 @@ class Window:
             name: torch.stack([step[name] for step in self.steps]).tolist()
             for name in self.steps[0]
         }
-        for back, loss in enumerate(columns["loss"], 1 - len(self.steps)):
-            if not math.isfinite(loss):
-                raise UserError(f"the loss is {loss} at step {now.step + back}: {ADVICE}")
-        seconds = time.perf_counter() - self.started
-        now.seconds += seconds
-        now.episodes += self.episodes
+        seconds = self.brought_up(now, columns["loss"])
         record = {
             "step": now.step,
             "episodes": now.episodes,
@@ -240,3 +269,26 @@ class Window:
         }
         self.restart()
         return record
+
+    def settle(self, now: Progress) -> None:
+        """Bring `now` up to date in the midst of the window; raises UserError as `close` does."""
+        if self.steps:
+            self.brought_up(now, torch.stack([step["loss"] for step in self.steps]).tolist())
+
+    def brought_up(self, now: Progress, losses: list[float]) -> float:
+        """The seconds of the window so far; `now` knows of them and of its episodes then."""
+        for back, loss in enumerate(losses, 1 - len(losses)):
+            if not math.isfinite(loss):
+                raise UserError(f"the loss is {loss} at step {now.step + back}: {ADVICE}")
+        seconds, (episodes_told, seconds_told) = time.perf_counter() - self.started, self.told
+        now.seconds += seconds - seconds_told
+        now.episodes += self.episodes - episodes_told
+        self.told = (self.episodes, seconds)
+        return seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What this block takes is not training."""
+        began = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - began

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +15,10 @@ from hydra._internal.core_plugins import basic_launcher
 from omegaconf import OmegaConf
 
 from metarun import __version__
-from metarun.cli.check import check
+from metarun.cli.check import check, refuse_foreign_code
 from metarun.cli.main import go_on, objective
 from metarun.configs.rules import conf_folder
+from metarun.errors import UserError
 from metarun.tables import cells
 from metarun.tracking.weights_and_biases import flat
 from tests.conftest import QUICK
@@ -418,6 +420,61 @@ def test_own_class(metarun, monkeypatch):
     )
     refused = metarun.error("--config-dir", str(conf), "experiment=sly")
     assert refused == "plugins.allow: it can be given on the command line only"
+
+
+def test_hydras_callbacks_and_logging_of_an_allowed_package(metarun, monkeypatch):
+    """They are the person's own, once they say so; nothing else comes in with them."""
+    (metarun.folder / "mine.py").write_text(
+        "import logging\nfrom hydra.experimental.callback import Callback\n"
+        "class Told(Callback):\n"
+        "    def on_job_start(self, config, **_): open('told', 'w').close()\n"
+        "class Handler(logging.NullHandler):\n"
+        "    def createLock(self): open('logging', 'w').close(); super().createLock()\n"
+    )
+    monkeypatch.syspath_prepend(metarun.folder)
+    own = ["+hydra.callbacks.x._target_=mine.Told"]
+    logs = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "handlers": {"h": {"class": "mine.Handler"}},
+        "root": {"handlers": ["h"]},
+    }
+    logging = metarun.folder / "conf" / "hydra" / "job_logging"
+    logging.mkdir(parents=True)
+    (logging / "mine.yaml").write_text(yaml.safe_dump(logs))
+    own += ["--config-dir", "conf", "hydra/job_logging=mine"]
+    assert "it cannot be changed" in metarun.error(*own)
+    assert metarun.run(*own, "plugins.allow=[mine]", "name=own")["status"] == "finished"
+    assert (metarun.folder / "told").exists()
+    assert (metarun.folder / "logging").exists()
+    for other in (
+        "+hydra.callbacks.y._target_=shutil.rmtree",
+        "+hydra.callbacks.x.deep._target_=shutil.rmtree",
+        "+hydra.job_logging.handlers.f.class=logging.FileHandler",
+        "+hydra.job_logging.handlers.h.filters=['ext://os.environ']",
+    ):
+        assert "it cannot be changed" in metarun.error(*own, "plugins.allow=[mine]", other)
+
+
+@pytest.mark.parametrize(
+    ("place", "target", "may"),
+    [
+        ("launcher", "hydra_plugins.mine.Launcher", True),
+        ("launcher.ray.init", "hydra_plugins.hydra_ray_launcher.ray_launcher.os.system", False),
+        ("sweeper.sampler", "optuna.samplers.RandomSampler", True),
+        ("sweeper.sampler", "optuna.samplers._tpe.sampler.warnings.warn", False),
+        ("sweeper.sampler.x", "optuna.samplers.RandomSampler", False),
+        ("help", "hydra_plugins.mine.Launcher", False),
+    ],
+)
+def test_what_hydras_own_settings_may_name(place, target, may):
+    """Hydra makes plugins that are installed, and whatever stands inside their settings."""
+    shipped = OmegaConf.create({"runtime": {"choices": {"hydra/sweeper": "basic"}}})
+    own = shipped.copy()
+    OmegaConf.update(own, f"{place}._target_", target)
+    with nullcontext() if may else pytest.raises(UserError, match="not allowed to run"):
+        refuse_foreign_code(own, shipped, [])
+    refuse_foreign_code(own, shipped, [target.split(".")[0]])
 
 
 def test_unknown_key_in_a_file(metarun):

@@ -3,7 +3,7 @@ import copy
 import pytest
 
 from metarun.configs.rooms import refuse_foreign_names
-from metarun.configs.rules import check, fits, flat, shown, targets
+from metarun.configs.rules import check, fits, flat, schedule_end, shown, targets
 from metarun.errors import UserError
 
 REFERENCE = {
@@ -207,3 +207,25 @@ def test_values_as_one_would_type_them():
         *("true", "null", "0.5", "x"),
         "[a,b]",
     ]
+
+
+COSINE = {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "T_max": 20, "eta_min": 0.0}
+LINEAR = {"_target_": "torch.optim.lr_scheduler.LinearLR", "end_factor": 0.0, "total_iters": 20}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "said"),
+    [
+        (COSINE, 40, "cosine falls to 0 at step 20"),
+        (COSINE, 20, None),
+        (COSINE, 10, None),
+        (COSINE | {"eta_min": 0.001}, 21, "cosine falls to 0.001 at step 20"),
+        (LINEAR, 21, "linear falls to 0 at step 20"),
+        (LINEAR, 20, None),
+        (LINEAR | {"end_factor": 1.0}, 40, None),  # a beginning
+        (COSINE | {"_target_": "torch.optim.lr_scheduler.StepLR"}, 40, None),
+        ({}, 40, None),
+    ],
+)
+def test_a_schedule_that_ends_before_the_run(schedule, steps, said):
+    assert schedule_end({"schedule": schedule}, steps) == said

@@ -2,10 +2,13 @@ import hashlib
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from urllib.request import Request
 
 import pytest
 
-from metarun.data.download import download
+from metarun.data import images
+from metarun.data.download import OnlyHttps, download
 from metarun.errors import UserError
 
 CONTENT = bytes(i * i % 251 for i in range(200_000))
@@ -20,6 +23,7 @@ class Server:
         self.ranges = True
         self.break_at = None  # send no byte from here on
         self.missing = False
+        self.moved_to = None
         self.content = CONTENT
         outer = self
 
@@ -28,6 +32,11 @@ class Server:
                 asked = self.headers.get("Range")
                 outer.requested.append(asked)
                 start = int(asked[len("bytes=") : -1]) if asked and outer.ranges else 0
+                if outer.moved_to:
+                    self.send_response(302)
+                    self.send_header("Location", outer.moved_to)
+                    self.end_headers()
+                    return
                 if outer.missing or start >= len(outer.content):
                     self.send_error(404 if outer.missing else 416)
                     return
@@ -163,3 +172,34 @@ def test_no_mirror_has_it(server, tmp_path):
 def test_a_file_without_a_published_checksum(server, tmp_path):
     download(server.url, tmp_path / "set.zip", None)
     assert (tmp_path / "set.zip").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "url", ["http://example.org/set.zip", "ftp://example.org/set.zip", "file:///etc/hostname"]
+)
+def test_only_https(tmp_path, url):
+    """What is sent in the clear can be changed on the way; nothing is asked for."""
+    with pytest.raises(UserError, match=r"is not https\): fetch"):
+        download(url, tmp_path / "set.zip", MD5)
+
+
+@pytest.mark.parametrize("to", ["http://example.org/set.zip", "ftp://example.org/set.zip"])
+def test_no_redirect_to_less(server, tmp_path, to):
+    server.moved_to = to
+    with pytest.raises(UserError, match=r"example\.org/set\.zip is not https"):
+        download(server.url, tmp_path / "set.zip", MD5)
+    assert not (tmp_path / "set.zip").exists()
+
+
+def test_https_is_not_left_for_this_machine_either():
+    asked = Request("https://example.org/set.zip")
+    with pytest.raises(OSError, match="is not https"):
+        OnlyHttps().redirect_request(asked, None, 302, "", {}, "http://127.0.0.1/set.zip")
+    again = OnlyHttps().redirect_request(asked, None, 302, "", {}, "https://example.com/set.zip")
+    assert again.full_url == "https://example.com/set.zip"
+
+
+def test_every_published_address_is_https():
+    """Those of our data sets, as their files have them."""
+    sources = Path(images.__file__).parent.rglob("*.py")
+    assert not [path.name for path in sources if '"http://' in path.read_text()]

@@ -7,6 +7,7 @@ from torch import nn
 from metarun.device import Device
 from metarun.errors import Interrupted, UserError
 from metarun.functional.metrics import ACCURACY, MSE
+from metarun.training import loop
 from metarun.training.loop import Plan, Progress, Training, fit
 
 CPU = Device(torch.device("cpu"), "fp32")
@@ -57,7 +58,7 @@ class Run:
         optimizer = torch.optim.SGD(self.algorithm.parameters(), lr=0.25)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
         self.training = Training(self.algorithm, optimizer, schedule, torch.Generator(), Progress())
-        self.gradients, self.records, self.saves = [], [], []
+        self.gradients, self.records, self.saves, self.saved_episodes = [], [], [], []
         optimizer.register_step_pre_hook(lambda *_: self.gradients.append(self.gradient()))
         self.accuracies, self.stop_at = iter(accuracies), stop_at
         usual = {"steps": 10, "val_every": 1000, "log_every": 1, "patience": 0, "clip_norm": 0.0}
@@ -70,9 +71,13 @@ class Run:
             CPU,
             metric=metric,
             validate=lambda: (next(self.accuracies, 0.5), 0.01),
-            save=lambda best: self.saves.append((self.training.progress.step, best)),
+            save=self.save,
             stop=lambda: self.training.progress.step == self.stop_at,
         )
+
+    def save(self, best):
+        self.saves.append((self.training.progress.step, best))
+        self.saved_episodes.append(self.training.progress.episodes)
 
     def gradient(self):
         return torch.cat([p.grad.detach().flatten() for p in self.algorithm.parameters()])
@@ -203,6 +208,48 @@ def test_stopping_saves_and_raises():
     assert run.saves == [(3, False)]
     assert run.of("train/loss") == [(3, 2)]
     assert run.training.progress.episodes == 12
+
+
+@pytest.fixture
+def minutes(monkeypatch):
+    """A minute goes by with each step, for the clock of checkpoints."""
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+
+    class Timed(Run):
+        def __init__(self, numbers, *given, **plan):
+            def each():
+                for number in numbers:
+                    now[0] += 60
+                    yield number
+
+            super().__init__(each(), *given, **plan)
+
+    return Timed
+
+
+def test_a_checkpoint_every_so_many_minutes(minutes):
+    """Three after the last one, which may be a validation's; the log is as without."""
+    run = minutes(range(1, 11), steps=10, val_every=5, log_every=4, save_minutes=3.0).go()
+    assert run.saves == [(3, False), (5, True), (8, False), (10, False)]
+    without = minutes(range(1, 11), steps=10, val_every=5, log_every=4).go()
+    assert without.saves == [(5, True), (10, False)]
+    assert run.of("train/loss") == without.of("train/loss") == [(4, 2.5), (5, 5), (8, 7), (10, 9.5)]
+    assert run.of("episodes") == without.of("episodes")
+
+
+def test_such_a_checkpoint_knows_how_far_it_is(minutes):
+    """In the midst of a line of the log too."""
+    run = minutes(range(1, 11), steps=10, log_every=1000, save_minutes=2.0)
+    assert run.go().saved_episodes == [8, 16, 24, 32, 40]
+    assert run.training.progress.episodes == 40
+
+
+def test_no_checkpoint_after_a_bad_loss(minutes):
+    run = minutes([1, math.nan, 3, 4], steps=4, log_every=1000, save_minutes=2.0)
+    with pytest.raises(UserError, match="the loss is nan at step 2"):
+        run.go()
+    assert run.saves == []
 
 
 def test_stopping_at_a_validation_keeps_its_result():

@@ -23,7 +23,7 @@ FORMAT = "1"  # of the images below; a change to them needs a new number
 ARCHIVE = "CUB_200_2011.tgz"
 URLS = (
     f"https://data.caltech.edu/records/65de6-vp158/files/{ARCHIVE}",
-    f"http://www.vision.caltech.edu/visipedia-data/CUB-200-2011/{ARCHIVE}",
+    f"https://www.vision.caltech.edu/visipedia-data/CUB-200-2011/{ARCHIVE}",
 )
 MD5 = "97eceeb196236b17998738112f37df78"
 PICTURE = re.compile(r"(?:.*/)?((\d{3}\.[^/]+)/[^/.][^/]*\.jpg)")

@@ -22,7 +22,7 @@ FORMAT = "1"  # of the images below; a change to them needs a new number
 ARCHIVE = "GTSRB_Final_Training_Images.zip"
 URLS = (
     f"https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/{ARCHIVE}",
-    f"http://benchmark.ini.rub.de/Dataset/{ARCHIVE}",
+    f"https://benchmark.ini.rub.de/Dataset/{ARCHIVE}",
 )
 MD5 = "f33fd80ac59bff73c82d25ab499e03a3"
 SMALLER = "GTSRB-Training_fixed.zip"  # torchvision's: an earlier edition, 26,640 of the pictures
