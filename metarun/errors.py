@@ -1,5 +1,13 @@
 """What a user can put right, told in one line."""
 
+# What torch says where memory is not there.
+NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "out of memory",
+    "Storage size calculation overflowed",
+    "integer multiplication overflow",
+)
+
 
 class UserError(ValueError):
     """Something the user asked for cannot be had; the text says what is wrong and what would work.
@@ -15,6 +23,13 @@ class InUse(UserError):
 
 class DataChanged(UserError):
     """The data is not what it was when the run in the folder was started."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory that is not there was asked for, be it more than any machine has."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
 
 
 class Interrupted(KeyboardInterrupt):

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from metarun import files, ranks, suitability
 from metarun import parts as parts_of
-from metarun import ranks, suitability
 from metarun.configs.differences import differences
 from metarun.configs.rules import UNSEEN
 from metarun.parts import Config, Parts
@@ -84,12 +84,16 @@ def is_done(earlier: dict[str, Any], config: Config) -> bool:
 
     Raises DataChanged when it has done so on other data.
     """
-    if earlier["status"] != "finished" or differences(config, earlier["config"], except_for=UNSEEN):
+    has_test = bool(earlier.get("test")) or config["mode"] == "embed"
+    if earlier["status"] != "finished" or not has_test:
+        return False
+    if differences(config, earlier.get("config", {}), except_for=UNSEEN):
         return False
     parts_of.refuse_foreign_targets(config, "data")
     with ranks.agreed():
         data = parts_of.instance(config, "data")
-        checkpoint.refuse_changed_data(earlier["data"]["checksum"], data.checksum)
+        then = earlier.get("data", {}).get("checksum", "")
+        checkpoint.refuse_changed_data(then, data.checksum)
     return True
 
 
@@ -161,9 +165,10 @@ def conclude(
     facts = report.training_facts(parts.training.progress, parts.protocol.metric, peak_memory)
     results |= runfolder.finite(facts)  # as results.json has them
     results["test"] = runfolder.finite(test(parts, folder, trackers))
+    results["episodes_csv_sha256"] = files.sha256_of(folder / "episodes.csv")
     results["seconds"] = round(time.time() - began, 1)
     results["status"] = "finished"
-    runfolder.write_json(folder / "results.json", results)
+    runfolder.write_results(folder / "results.json", results)
     trackers.finish({**results, "folder": str(folder)})
 
 

@@ -20,7 +20,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 
     It is on the disk by then. Raises UserError if it cannot be written; `path` is then as it was.
     """
-    temporary = path.with_name(f"{path.name}.{token_hex(4)}.tmp")  # nobody else's, on any machine
+    temporary = temporary_name(path)
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,6 +33,11 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_name(path: Path) -> Path:
+    """A file beside `path` that nobody else writes, whatever the machine."""
+    return path.with_name(f"{path.name}.{token_hex(4)}.tmp")
 
 
 @contextmanager

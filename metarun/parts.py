@@ -170,7 +170,9 @@ def instance(config: Config, key: str, **arguments: Any) -> Any:
     given = {name for name in node if not name.startswith("_")}
     try:
         known = inspect.signature(get_object(node["_target_"]))
-        known.bind_partial(**dict.fromkeys(given | {*arguments}))
+        more = node.get("_partial_") or "_args_" in node  # arguments that are not named here
+        bind = known.bind_partial if more else known.bind
+        bind(**dict.fromkeys(given | {*arguments}))
     except TypeError as error:
         raise unsuited(config, key, error) from None
     try:

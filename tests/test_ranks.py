@@ -215,6 +215,17 @@ def test_what_ranks_cannot_share(metarun, monkeypatch, typed, said):
     assert re.search(said, metarun.error(*metarun.data, *QUICK, *typed.split()))
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_first_rank_removes_a_folder(metarun, monkeypatch, rank):
+    """Two that did so took it from under each other's hands, now and then."""
+    monkeypatch.setattr(ranks, "size", lambda: 2)
+    monkeypatch.setattr(ranks, "rank", lambda: rank)
+    with pytest.raises(SystemExit) as leaving:
+        metarun.main(*metarun.data, *QUICK, "mode=prepare", "hydra.run.dir=outputs/few")
+    assert leaving.value.code == 2
+    assert (metarun.folder / "outputs/few").exists() == bool(rank)
+
+
 def one_of(size, rank):
     """What `ranks.group` gives this rank."""
     return SimpleNamespace(get_rank=lambda: rank, get_world_size=lambda: size)

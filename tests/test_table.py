@@ -179,7 +179,7 @@ def test_a_cell_that_another_process_runs_is_left_to_it(table, capsys):
     near_alone = [*table.table, "seed=0", "experiment=nobody/near"]
     table.main(*near_alone)
     (near,) = (table.folder / "outputs/table/nobody/nobody-near").iterdir()
-    results = json.loads((near / "results.json").read_text())
+    results = cells.read(near).results
     (near / "results.json").write_text(json.dumps(results | {"status": "running"}))
     with FileLock(near / ".lock"):
         table.main(*table.table, "seed=0")
@@ -214,7 +214,7 @@ def test_a_killed_cell_that_cannot_go_on_says_why(table):
     again = [*table.table, "seed=0", "experiment=nobody/near"]
     table.main(*again)
     (near,) = (table.folder / "outputs/table/nobody/nobody-near").iterdir()
-    results = json.loads((near / "results.json").read_text())
+    results = cells.read(near).results
     (near / "results.json").write_text(json.dumps(results | {"status": "running"}))
     with pytest.raises(SystemExit) as leaving:
         table.main(*again, "data.root=nowhere")

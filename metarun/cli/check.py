@@ -3,24 +3,35 @@
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    Glob,
+    Override,
+    RangeSweep,
+)
+from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from metarun.cli import launchers
-from metarun.cli.complaints import missing_group, unknown_key
+from metarun.cli.complaints import missing_choice_of, missing_group, unknown_key
+from metarun.cli.help import choice_files
 from metarun.configs import rules as schema
 from metarun.configs.composing import composed, plain
-from metarun.configs.rules import conf_folder
+from metarun.configs.rules import conf_folder, conf_folders
 from metarun.errors import UserError
 
 BUILT = ("data", "augment", "sampler", "backbone", "algo", "optim", "schedule")  # with a _target_
 SOURCE = ("+data@data.sources.", "+data.sources.")  # what gives a mixture one more
+OPTIONAL = ("experiment", "table")  # groups of which a run needs none
+MOST_JOBS = 10_000  # of a sweep
+FILES, SPARE = 2, 40  # that each of several seeds keeps open, and the process beside them
 MANY = 20  # values of a swept key that are tried before the sweep starts
 # Hydra's own settings that could run or load something, or change what a run does.
 FIXED = ["callbacks", "job.env_set", "job.env_copy", "job.chdir", "job_logging", "hydra_logging"]
@@ -36,8 +47,11 @@ def check(overrides: list[str], config_dir: str | None, multirun: bool = False) 
     """
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         parsed = OverridesParser.create().parse_overrides(overrides)
+        refuse_too_many_jobs(parsed)
         spelled = [spelled_values(override, config_dir) for override in parsed]
         first = [values[0] for values in spelled]
+        for override, values in zip(parsed, spelled, strict=True):
+            refuse_no_choice(override, values[:MANY], config_dir)
         shipped = hydra.compose("config", return_hydra_config=True)
         check_job(first, config_dir, shipped)
         for i, values in enumerate(spelled):
@@ -64,7 +78,10 @@ def check_launcher(
         raise UserError(f"hydra/launcher={meant}: nothing that is swept can choose the launcher")
     if choice != "basic" and not multirun:
         raise UserError(f"hydra/launcher={choice}: it launches the jobs of a sweep: add -m")
-    kind = launchers.kind(own.launcher._target_, conf_folder() / "hydra" / "launcher")
+    target = own.launcher._target_
+    kind = launchers.kind(target, conf_folder() / "hydra" / "launcher")
+    if not kind and choice != "basic" and target not in Plugins.instance().class_name_to_class:
+        raise UserError(f"hydra/launcher={choice}: there is no launcher {target}")
     if kind:
         typed = [o for o in overrides if o.lstrip("+").startswith(launchers.TYPED)]
         reference = plain(composed([f"hydra/launcher={kind}", *typed], None).hydra.launcher)
@@ -80,7 +97,7 @@ def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig)
         raise UserError(f"--config-dir {config_dir}: there is no such folder")
     for override in overrides:
         group, _, choice = override.partition("=")
-        optional = group in ("experiment", "table")
+        optional = group in OPTIONAL
         if choice in ("", "null") and not optional and (conf_folder() / group).is_dir():
             raise UserError(f"{override}: a run needs one: see metarun --help")
     try:
@@ -115,6 +132,12 @@ def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig)
         raise UserError("plugins.allow: it can be given on the command line only")
     # A group's own keys are those of its file; no file adds keys elsewhere.
     grouped = plain(committed)
+    for key in (*BUILT, "eval"):
+        if key not in grouped:
+            raise UserError(f"{key}: it cannot be left out")
+    drawn_by = grouped["eval"].get("sampler") if isinstance(grouped["eval"], dict) else None
+    if not isinstance(drawn_by, dict):
+        raise UserError("eval.sampler: it cannot be left out")
     elsewhere = plain(
         OmegaConf.masked_copy(shipped, [str(key) for key in shipped if key != "hydra"])
     )
@@ -122,11 +145,61 @@ def check_job(overrides: list[str], config_dir: str | None, shipped: DictConfig)
     reference["eval"] = elsewhere["eval"] | {"sampler": grouped["eval"]["sampler"]}
     checked = plain(whole)
     schema.check(checked, reference, list(allowed))
+    refuse_too_many_files(checked["seeds"])
     for key, tied in grouped["eval"]["sampler"].items():
         value = checked["eval"]["sampler"][key]
         if grouped["eval"].get(key) == tied and checked["eval"].get(key) != value:
             told = f"{key}={schema.shown(value)}"
             raise UserError(f"eval.sampler.{told}: it is set as eval.{told}")
+
+
+def refuse_too_many_jobs(overrides: list[Override]) -> None:
+    """Raise UserError for a sweep of more jobs than can be made a list of."""
+    jobs = 1
+    for override in overrides:
+        value = override.value() if override.is_sweep_override() else None
+        if isinstance(value, RangeSweep) and value.start is not None and value.stop is not None:
+            jobs *= max(1, int(-((value.start - value.stop) // (value.step or 1))))
+        elif isinstance(value, ChoiceSweep):
+            jobs *= max(1, len(value.list))
+        if jobs > MOST_JOBS:
+            line = override.input_line or ""
+            told = line if len(line) < 80 else f"{line[:80]}…"
+            raise UserError(f"{told}: a sweep of {jobs:,} jobs: at most {MOST_JOBS:,} at a time")
+
+
+def refuse_no_choice(override: Override, values: list[str], config_dir: str | None) -> None:
+    """Raise UserError for a value of a group that is no text, and so no choice's name."""
+    group = override.key_or_group
+    folders = conf_folders(config_dir)
+    own = group.startswith("hydra/")
+    if not own and not any((conf / group).is_dir() for conf in folders):
+        return
+    for spelled in values:
+        (read,) = OverridesParser.create().parse_overrides([spelled])
+        value: Any = read.value()
+        choices = value if isinstance(value, list) else [value]
+        if isinstance(value, dict) or all(isinstance(choice, str) for choice in choices):
+            continue
+        if value is None and (read.is_delete() or not (own or group in OPTIONAL)):
+            continue  # told of elsewhere
+        options = list(choice_files(folders, group))
+        raise UserError(missing_choice_of(group, spelled.partition("=")[2], options))
+
+
+def refuse_too_many_files(seeds: int) -> None:
+    """Raise UserError for more seeds at once than this process may have files for."""
+    try:
+        import resource
+    except ImportError:  # not on this system
+        return
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    able = (most - SPARE) // FILES
+    if seeds > 1 and most != resource.RLIM_INFINITY and seeds > able:
+        raise UserError(
+            f"seeds={seeds}: each keeps {FILES} files open, and this process may open {most}: "
+            f"at most {max(able, 1)}, or raise what `ulimit -n` shows"
+        )
 
 
 def is_ours(group: str) -> bool:

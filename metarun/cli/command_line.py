@@ -4,11 +4,14 @@ import argparse
 import re
 import sys
 from datetime import datetime
+from itertools import accumulate
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 import metarun
@@ -16,16 +19,25 @@ from metarun import ranks
 from metarun.cli.complaints import missing_choice_of
 from metarun.cli.help import choice_files
 from metarun.configs import rules as schema
+from metarun.configs.composing import reads, spelled
 from metarun.configs.rules import conf_folder, conf_folders
 from metarun.errors import UserError
 from metarun.tables.asked import Asked, asked
 
+DIGITS = 400  # of a number, and letters of a key, at most
+DEEPEST = 20  # brackets within brackets
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells what it refuses in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}: see metarun --help")
+
 
 def parsed_arguments() -> argparse.Namespace:
     """The options and overrides of sys.argv, which is put in an order that Hydra can read too."""
-    parser = argparse.ArgumentParser(
-        parents=[get_args_parser()], add_help=False, conflict_handler="resolve"
-    )
+    parser = Parser(parents=[get_args_parser()], add_help=False, conflict_handler="resolve")
     version = f"metarun {metarun.__version__} (Hydra {hydra.__version__})"
     parser.add_argument("--version", action="version", version=version)
     arguments, later = parser.parse_known_args()
@@ -42,7 +54,11 @@ def parsed_arguments() -> argparse.Namespace:
     given = arguments.overrides + later  # argparse takes no more once an option followed some
     options = [word for word in sys.argv[1:] if word not in given]
     folders = conf_folders(arguments.config_dir)
-    arguments.overrides = [o for word in given for o in mixture_spelled_out(word, folders)]
+    for word in given:
+        refuse_absurd(word)
+    sweep = arguments.multirun
+    typed = [path_as_typed(word, sweep) for word in given]
+    arguments.overrides = [o for word in typed for o in mixture_spelled_out(word, folders)]
     arguments.table = table_spelled_out(arguments, folders)
     if arguments.table:
         arguments.overrides, arguments.multirun = arguments.table.overrides, True
@@ -60,6 +76,42 @@ def parsed_arguments() -> argparse.Namespace:
         arguments.overrides = beside_swept_groups(arguments.overrides)
     sys.argv[1:] = [*options, *arguments.overrides]
     return arguments
+
+
+def refuse_absurd(word: str) -> None:
+    """Raise UserError for an override that would only keep Hydra busy."""
+    key = word.partition("=")[0]
+    if len(key) > DIGITS or key.count(".") > DEEPEST:
+        raise UserError(f"{key[:40]}…: there is no such key")
+    if found := re.search(rf"\d{{{DIGITS},}}", word):
+        raise UserError(f"{key}: a number of {len(found[0])} digits is too long")
+    deep = list(accumulate((c in "[{(") - (c in "]})") for c in word))
+    if max(deep, default=0) > DEEPEST:
+        raise UserError(f"{key}: brackets within brackets, {max(deep)} deep: at most {DEEPEST}")
+
+
+def path_as_typed(word: str, sweep: bool) -> str:
+    """The override in quotes if it is a path that Hydra would not read as it is typed: with blanks,
+    brackets, letters of any script, or all digits."""
+    key, _, value = word.partition("=")
+    bare = key.lstrip("+")
+    if bare == "rerun" or not schema.is_path(bare) or value in ("", "null") or "${" in value:
+        return word
+    read = reads(word)
+    if read == value or (value[0] in "'\"" and isinstance(read, str)):
+        return word
+    if read is None and is_sweep(word) and (sweep or "," in value) and not Path(value).exists():
+        return word
+    return spelled(key, value)
+
+
+def is_sweep(override: str) -> bool:
+    """Whether Hydra reads several values in the override."""
+    try:
+        (read,) = OverridesParser.create().parse_overrides([override])
+    except HydraException:
+        return False
+    return bool(read.is_sweep_override())
 
 
 def beside_swept_groups(overrides: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """What Hydra and OmegaConf refuse, told in one line."""
 
+import errno
 import re
 import shlex
 from typing import Any
@@ -11,8 +12,32 @@ from metarun.cli.help import choice_files
 from metarun.configs import rules as schema
 from metarun.configs.composing import composed, spelled
 from metarun.configs.rules import conf_folder, conf_folders
+from metarun.errors import out_of_memory
+
+# What the system refuses, and no mistake of the program.
+REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+REFUSED |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.EIO}
+MEMORY = (
+    "there is not enough memory: lower sampler.tasks (or set sampler.chunk=1), eval.tasks, way, "
+    "shot, query, data.size or the width of algo and backbone, whichever is large"
+)
 
 UNKNOWN = re.compile(r"Could not override '([^']+)'")
+
+
+def of_machine(error: BaseException) -> str | None:
+    """One line for what the machine refuses or does not have: room on the disk, rights, memory;
+    None for other errors."""
+    if out_of_memory(error):
+        return MEMORY
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "too many open files: lower seeds=, or raise what `ulimit -n` shows"
+    if error.errno in REFUSED and (error.filename or error.errno != errno.ENOENT):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return None
 
 
 def missing_choice(error: MissingConfigException) -> str:
@@ -27,10 +52,8 @@ def missing_choice(error: MissingConfigException) -> str:
 
 def missing_choice_of(group: str, choice: str, options: list[str]) -> str:
     """One line for a choice that does not exist, and those that do."""
-    return (
-        f"{group}={choice}: there is no such choice{schema.nearest(choice, options)}"
-        f"; {group} can be {', '.join(options)}"
-    )
+    able = f"; {group} can be {', '.join(options)}" if options else ""
+    return f"{group}={choice}: there is no such choice{schema.nearest(choice, options)}{able}"
 
 
 def unreadable(error: OverrideParseException) -> str:

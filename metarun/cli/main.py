@@ -8,6 +8,7 @@ import shlex
 import sys
 import traceback
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import mean
 from typing import Any, NoReturn
@@ -26,7 +27,7 @@ from metarun import ranks
 from metarun.cli import launchers
 from metarun.cli.check import BUILT, check
 from metarun.cli.command_line import choices_of, parsed_arguments
-from metarun.cli.complaints import missing_choice, one_line, unreadable
+from metarun.cli.complaints import missing_choice, of_machine, one_line, unreadable
 from metarun.cli.help import help_text
 from metarun.cli.sweep import run_sweep
 from metarun.configs import rules as schema
@@ -66,6 +67,7 @@ told: dict[tuple[Path, str], int] = {}
 def job(config: DictConfig) -> float | None:
     """One run; its `objective`, for sweepers that look for the best."""
     load_torch()  # when work starts, not before
+    ranks.gathered(None)  # Hydra has made the folder for each: now it is the first rank's alone
     from metarun import experiment, many_seeds
     from metarun.modes import embed, prepare
 
@@ -77,7 +79,7 @@ def job(config: DictConfig) -> float | None:
     asked = asked_for(config, folder, hydra_config)
     mode, seeds, resume = (asked.config[key] for key in ("mode", "seeds", "resume"))
     ours = resume == "auto" or not holds_run(folder)
-    if ours:
+    if ours and not ranks.rank():
         (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
     try:
         if ranks.size() > 1 and mode not in ("train", "test"):
@@ -110,9 +112,10 @@ def job(config: DictConfig) -> float | None:
             return None
         if in_sweep:
             tell_failure(error, folder, ours, hydra_config)
-        elif isinstance(error, UserError):
-            runfolder.remove_empty(folder)  # Hydra made it
-            leave(str(error))
+        elif isinstance(error, UserError) or of_machine(error):
+            if not ranks.rank():
+                runfolder.remove_empty(folder)  # Hydra made it
+            leave(of_machine(error) or str(error))
         raise  # of a sweep the other jobs go on
     return objective(results)
 
@@ -174,7 +177,10 @@ def repeat(arguments: argparse.Namespace) -> int:
     typed = {"name": rerun.new_folder(folder).name, **typed}
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         defaults = plain(hydra.compose("config"))
-    config = rerun.config_again(then["config"], defaults, typed, BUILT)
+    try:
+        config = rerun.config_again(then["config"], defaults, typed, BUILT)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"rerun={folder}: the config in its results.json is damaged") from error
     to = from_here(folder.with_name(str(config["name"])))
     load_torch()
     import torch
@@ -205,8 +211,8 @@ def holds_run(folder: Path) -> bool:
 def tell_failure(error: Exception, folder: Path, ours: bool, hydra_config: HydraConf) -> None:
     """Say why a job of a sweep failed, at once, and in the run's folder if it is the job's."""
     sweep, number = Path(hydra_config.sweep.dir).absolute(), hydra_config.job.num
-    if isinstance(error, UserError):
-        text = reason = str(error)
+    if isinstance(error, UserError) or of_machine(error):
+        text = reason = of_machine(error) or str(error)
     else:
         reason = f"{type(error).__name__}: {one_line(error)}"
         text = f"{reason}\n\n{''.join(traceback.format_exception(error))}"
@@ -254,6 +260,7 @@ def main() -> None:
     """The console script."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out whole, to be told here
     try:
+        refuse_lost_folder()
         if ranks.expected() > 1:
             load_torch()
             ranks.join()
@@ -265,7 +272,12 @@ def main() -> None:
         if any(override.startswith("rerun=") for override in arguments.overrides):
             sys.exit(repeat(arguments))
         if arguments.shell_completion or arguments.hydra_help or arguments.info:
-            job()
+            try:
+                job()
+            except (KeyError, ValueError, TypeError) as error:
+                raise UserError(
+                    f"{' '.join(sys.argv[1:])}: Hydra cannot do this: {error}"
+                ) from None
             return
         with ranks.agreed():
             jobs = check(arguments.overrides, arguments.config_dir, arguments.multirun)
@@ -273,7 +285,9 @@ def main() -> None:
             if arguments.multirun:
                 run_sweep(arguments, jobs, job)
             else:
-                with none_left_empty(Path(HydraConfig.get().run.dir)):
+                folder = Path(HydraConfig.get().run.dir)
+                with nullcontext() if ranks.rank() else none_left_empty(folder):
+                    ranks.gathered(None)  # what is new is known before any of them makes it
                     job()
         ranks.part()
     except UserError as error:
@@ -291,12 +305,23 @@ def main() -> None:
     except Exception as error:
         if complaint := launchers.complaint(error):
             leave(complaint, code=1)
+        if refused := of_machine(error):
+            leave(refused)
         raise
+
+
+def refuse_lost_folder() -> None:
+    """Raise UserError where the current folder has been removed."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise UserError("the current folder is not there any more: change to another") from None
 
 
 def leave(text: str, code: int = 2) -> NoReturn:
     """Say why in one line, which is the first rank's to say, and exit."""
     if ranks.rank() == 0:
-        print(f"metarun: {text}", file=sys.stderr, flush=True)
+        line = r"\n".join(text.splitlines())
+        print(f"metarun: {line}", file=sys.stderr, flush=True)
     ranks.let_first_speak()
     sys.exit(code)

@@ -6,6 +6,7 @@ has the type of its default there (null stands for text, or for anything in a us
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,24 @@ LOWEST = {
     "hydra.launcher.ray.remote.max_retries": -1,
 }
 
+HIGHEST = {
+    "seeds": 1_000,
+    "train.steps": 1_000_000_000,
+    "eval.episodes": 1_000_000,
+    "eval.val_episodes": 1_000_000,
+    "algo.inner_steps": 100_000,
+    "algo.test_steps": 100_000,
+    "algo.measured_steps": 100_000,
+}
+INTEGERS = 2**63 - 1  # what torch holds at most
+FLOATS = 3.4e38  # as float32
+LONGEST_NAME = 200  # bytes: a folder's has 255 at most, and files beside it are called by it
+
+# Keys that hold the path of a file or folder, and nothing else but null.
+PATH = re.compile(
+    r"(data(\.sources\.[^.]+)?\.(root|file|split_file)|checkpoint|rerun|to|backbone\.weights)"
+)
+
 # What seeds above 1 are trained with.
 AT_ONCE = {
     "mode": "train",
@@ -155,6 +174,11 @@ def conf_folders(config_dir: str | None) -> list[Path]:
     return [conf_folder(), *([Path(config_dir)] if config_dir else [])]
 
 
+def is_path(key: str) -> bool:
+    """Whether the key holds the path of a file or folder: it is taken as it is typed."""
+    return PATH.fullmatch(key) is not None
+
+
 def check_values(config: dict[str, Any], reference: dict[str, Any]) -> None:
     """Raise UserError for a key that `reference`, the committed configs, does not have, a value of
     another type than there, or one out of bounds."""
@@ -167,8 +191,10 @@ def check_values(config: dict[str, Any], reference: dict[str, Any]) -> None:
             raise UserError(f"{key}: there is no such key{nearest(key, committed)}")
         if not fits(value, committed[key]):
             raise UserError(f"{key}={shown(value)}: {wanted(committed[key])} is needed")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key}={value}: it must be finite")
+        if is_path(key) and not isinstance(value, str | None):
+            raise UserError(f"{key}={shown(value)}: a path is needed, in quotes in a file")
+        for number in value if isinstance(value, list) else [value]:
+            refuse_unusable(key, number)
     for key in committed:
         if key not in values and not any(value.startswith(f"{key}.") for value in values):
             raise UserError(f"{key}: it cannot be left out")
@@ -183,6 +209,19 @@ def check_values(config: dict[str, Any], reference: dict[str, Any]) -> None:
         least = min(value, default=lowest) if isinstance(value, list) else value
         if isinstance(least, int | float) and least < lowest:
             raise UserError(f"{key}={shown(value)}: it must be at least {lowest}")
+
+
+def refuse_unusable(key: str, number: Any) -> None:
+    """Raise UserError for a number that is not finite, or that nothing here can count with."""
+    if isinstance(number, float) and not math.isfinite(number):
+        raise UserError(f"{key}={number}: it must be finite")
+    most = FLOATS if isinstance(number, float) else INTEGERS
+    if isinstance(number, int | float) and abs(number) > most:
+        told = f"{most:,}" if isinstance(most, int) else f"{most:g}"
+        raise UserError(f"{key}={number}: it must be at most {told}")
+    highest = HIGHEST.get(key)
+    if isinstance(number, int | float) and highest is not None and number > highest:
+        raise UserError(f"{key}={number}: it must be at most {highest:,}")
 
 
 def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -> None:
@@ -207,6 +246,10 @@ def check(config: dict[str, Any], reference: dict[str, Any], allow: list[str]) -
     run_name = str(values["name"])
     if "/" in run_name or run_name.strip(". ") == "":
         raise UserError(f"name={run_name}: not a folder's name; hydra.run.dir=DIR sets a path")
+    if (length := len(os.fsencode(run_name))) > LONGEST_NAME:
+        raise UserError(
+            f"name={run_name[:40]}…: {length} bytes are too long: at most {LONGEST_NAME}"
+        )
     saved = config["checkpoint"]
     if config["mode"] not in ("test", "embed") and saved:
         raise UserError(

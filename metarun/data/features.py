@@ -8,6 +8,7 @@ from typing import Any
 from metarun.data.split import Split
 from metarun.data.store import DataSet, files_in, is_sound, write
 from metarun.errors import UserError
+from metarun.folders import none_left_empty
 
 
 def load(root: str | None) -> DataSet:
@@ -52,3 +53,9 @@ def refuse_taken(folder: Path) -> None:
     existing = next(path for path in folder.absolute().parents if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"cannot write in {existing}: choose another to=FOLDER")
+    try:
+        with none_left_empty(folder):
+            folder.mkdir(parents=True)
+    except OSError as error:
+        told = f"cannot write {folder} ({error.strerror}): choose another to=FOLDER"
+        raise UserError(told) from None

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -70,7 +71,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     with files.whole(path) as file:
         hashed = Hashed(file)
         try:
-            torch.save({"format": FORMAT, **content}, hashed)
+            torch.save({"format": FORMAT, **content}, hashed)  # type: ignore[arg-type]
         except Exception:
             if hashed.error:
                 raise hashed.error from None
@@ -127,14 +128,31 @@ def to_start_from(config: dict[str, Any], folder: Path, going_on: bool) -> dict[
     config."""
     last = folder / "checkpoints" / "last.pt"
     if config["mode"] == "test":
-        content = load(Path(str(config["checkpoint"])).expanduser())
-        refuse_another_model(content, config)
+        path = Path(str(config["checkpoint"])).expanduser()
+        content = load(path)
+        with understood(f"checkpoint {path}"):
+            refuse_another_model(content, config)
+            Progress(**content["progress"])
         return content
     if going_on and last.exists():
         content = load(last, "choose another name=, or remove this file to begin anew")
-        refuse_another_run(content, config)
+        with understood(f"checkpoint {last}"):
+            refuse_another_run(content, config)
+            Progress(**content["progress"])
         return content
     return None
+
+
+@contextmanager
+def understood(told: str) -> Iterator[None]:
+    """Raises UserError, with what is `told`, for a state that lacks parts or has others in their
+    place, where this block uses it."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise UserError(f"{told}: damaged, or not a checkpoint of this metarun") from error
 
 
 def keep(
@@ -221,15 +239,16 @@ def restore(training: Training, content: dict[str, Any], data_checksum: str) -> 
 
     Raises DataChanged when the data is not what it was.
     """
-    refuse_changed_data(content["data_checksum"], data_checksum)
-    training.algorithm.load_state_dict(content["algorithm"])
-    training.optimizer.load_state_dict(on_this_device(content["optimizer"], training.optimizer))
-    training.schedule.load_state_dict(content["schedule"])
-    training.generator.set_state(content["sampler"])
-    torch.set_rng_state(content["noise"])
-    if content["cuda_noise"] and torch.cuda.device_count() == len(content["cuda_noise"]):
-        torch.cuda.set_rng_state_all(content["cuda_noise"])
-    training.progress = Progress(**content["progress"])
+    with understood("the checkpoint to go on from"):
+        refuse_changed_data(content["data_checksum"], data_checksum)
+        training.algorithm.load_state_dict(content["algorithm"])
+        training.optimizer.load_state_dict(on_this_device(content["optimizer"], training.optimizer))
+        training.schedule.load_state_dict(content["schedule"])
+        training.generator.set_state(content["sampler"])
+        torch.set_rng_state(content["noise"])
+        if content["cuda_noise"] and torch.cuda.device_count() == len(content["cuda_noise"]):
+            torch.cuda.set_rng_state_all(content["cuda_noise"])
+        training.progress = Progress(**content["progress"])
 
 
 def on_this_device(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
@@ -257,8 +276,9 @@ def like(parameter: Tensor, value: Any) -> Any:
 def restore_for_test(training: Training, content: dict[str, Any]) -> None:
     """Give `training` the weights of `content`, a saved state, and how far they had been
     trained."""
-    restore_weights(training.algorithm, content)
-    training.progress = Progress(**content["progress"])
+    with understood("the checkpoint to test"):
+        restore_weights(training.algorithm, content)
+        training.progress = Progress(**content["progress"])
 
 
 def restore_weights(algorithm: Algorithm, content: dict[str, Any]) -> None:

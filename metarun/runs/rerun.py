@@ -29,6 +29,7 @@ PROVENANCE = (
 )
 # Of numbers: what another order of additions may change, and no answer of a test.
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
+MOST_THREADS = 4096  # that a run can have had
 
 
 def finished(folder: Path) -> dict[str, Any]:
@@ -41,8 +42,21 @@ def finished(folder: Path) -> dict[str, Any]:
         raise UserError(f"rerun={folder}: there is no results.json, a run's folder is needed")
     if then["status"] != "finished":
         raise UserError(f"rerun={folder}: the run is {then['status']}: nothing to compare with")
-    if "test" not in then:
-        raise UserError(f"rerun={folder}: mode={then['mode']} had no test: nothing to compare with")
+    if not then.get("test"):
+        told = f"mode={then['mode']} " if "mode" in then else "the run "
+        raise UserError(f"rerun={folder}: {told}had no test: nothing to compare with")
+    threads = then.get("provenance", {}).get("threads")
+    if not (type(threads) is int and 1 <= threads <= MOST_THREADS):
+        raise UserError(f"{folder / 'results.json'} is damaged: provenance.threads={threads}")
+    for key in ("config", "names", "data"):
+        if not then.get(key):
+            raise UserError(f"{folder / 'results.json'} is damaged: it has no {key}")
+    if (folder / "episodes.csv").exists():
+        runfolder.refuse_damaged_episodes(folder, then)
+        try:
+            columns(folder / "episodes.csv")
+        except (ValueError, IndexError, OSError):
+            raise UserError(f"{folder / 'episodes.csv'} is damaged: it is no table") from None
     return then
 
 
@@ -160,7 +174,7 @@ def lengths(table: dict[str, list]) -> str:
 
 def columns(path: Path) -> dict[str, list]:
     """The columns of a CSV file, their values as numbers where they are."""
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     return {name: list(numbers(row[i] for row in rows)) for i, name in enumerate(header)}
 

@@ -8,7 +8,7 @@ from secrets import token_hex
 from typing import Any
 
 from metarun.backbones.size import count_parameters
-from metarun.errors import Interrupted
+from metarun.errors import Interrupted, UserError
 from metarun.parts import Parts
 from metarun.runs import folder as runfolder
 from metarun.runs.job import Job
@@ -24,7 +24,7 @@ def first_results(
         "status": "running",
         "mode": parts.config["mode"],
         "names": job.names,
-        "wandb_id": earlier["wandb_id"] if earlier else token_hex(4),
+        "wandb_id": (earlier or {}).get("wandb_id") or token_hex(4),
         "parameters": count_parameters(parts.training.algorithm),
         "backbone": parts.network,
         "data": parts.data.facts(),
@@ -46,14 +46,17 @@ def kept(
     If the earlier part had finished, its results are put by.
     Gives the time at which the run, whose last part was `started`, would have begun in one piece.
     """
+    path = folder / "results.json"
+    failure: BaseException | None = None
     if earlier.get("status") == "finished":
         runfolder.put_by(folder)
     results["seconds"] = earlier.get("seconds", 0.0)
     began, cpu_began = started - results["seconds"], time.process_time()
-    runfolder.write_json(folder / "results.json", results)
+    runfolder.write_results(path, results)
     try:
         yield began
     except BaseException as error:
+        failure = error
         if results["status"] == "running":
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
             results |= {"status": "interrupted" if stopped else "failed", "error": str(error)}
@@ -63,4 +66,9 @@ def kept(
             results["seconds"] = round(time.time() - began, 1)
         share = (time.process_time() - cpu_began) / runs
         results["cpu_seconds"] = round(earlier.get("cpu_seconds", 0.0) + share, 1)
-        runfolder.write_json(folder / "results.json", results)
+        try:
+            runfolder.write_results(path, results)
+        except UserError:  # no room, and then that is why the run fails
+            runfolder.mark_failed(path)
+            if failure is None:
+                raise

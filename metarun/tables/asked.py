@@ -22,6 +22,7 @@ HOW = [*UNSEEN, "device", "seed"]
 TEXT, LIST, NUMBER = (str, "a text"), (list, "a list"), (int | float | None, "a number or null")
 TABLE = {"title": TEXT, "source": TEXT, "data": TEXT, "metric": TEXT, "seeds": LIST, "cells": LIST}
 CELL = {"experiment": TEXT, "paper": NUMBER, "ci95": NUMBER, "read_in": TEXT}
+RUN = {"experiment": str, "seed": int, "folder": str}
 # A run's config and what its groups are chosen to be, of some overrides.
 Compose = Callable[[list[str]], tuple[dict[str, Any], dict[str, Any]]]
 
@@ -129,6 +130,16 @@ def folder_of(asked: Asked, runs: list[dict[str, Any]]) -> str:
     return "-".join([f"outputs/table/{asked.name}", *told])
 
 
+def recorded(path: Path) -> list[dict[str, Any]]:
+    """The runs that the table_of.json at `path` names; none of a damaged one, which is then made
+    again of those that are asked for now."""
+    try:
+        runs = runfolder.read_json(path)["runs"]
+        return [run for run in runs if all(isinstance(run[k], kind) for k, kind in RUN.items())]
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
 def record(asked: Asked, folder: Path, runs: list[dict[str, Any]]) -> None:
     """Keep in the table's folder, as table_of.json, what it is a table of.
 
@@ -137,7 +148,6 @@ def record(asked: Asked, folder: Path, runs: list[dict[str, Any]]) -> None:
     path = folder / "table_of.json"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        earlier = runfolder.read_json(path) if path.exists() else {"runs": []}
-        kept = {(run["experiment"], run["seed"]): run for run in [*earlier["runs"], *runs]}
+        kept = {(run["experiment"], run["seed"]): run for run in [*recorded(path), *runs]}
         content = {"name": asked.name, **asked.definition, "runs": list(kept.values())}
         runfolder.write_json(path, content)

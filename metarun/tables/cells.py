@@ -13,6 +13,7 @@ import metarun
 from metarun.configs.rules import flat
 from metarun.errors import UserError
 from metarun.runs import folder as runfolder
+from metarun.runs.folder import NUMBER
 
 # What the name of a run's folder does not tell in a sweep, which may compare even incidental keys.
 UNNAMED = ["name", "resume", "plugins", "tracker"]
@@ -32,6 +33,18 @@ def run_name(config: dict[str, Any], choices: dict[str, Any], except_for: list[s
     return f"{str(what).replace('/', '-')}/seed{config['seed']}-{digits}"
 
 
+MISSING = object()
+# What tables and summaries read of a finished run with a test, by dotted key.
+TOLD: dict[str, Any] = {
+    **{"config.seed": int, "config.sampler": dict, "config.backbone": dict},
+    **{"config.device.precision": str, "names.algo": str, "names.backbone": str},
+    **{"data.checksum": str, "train.steps": int, "train.seconds": NUMBER, "seconds": NUMBER},
+    **{f"test.{key}": int for key in ("way", "shot", "query", "episodes")},
+    **{"test.measures": dict, "test.ci95": NUMBER, "test.episodes_sha256": str},
+    "test.batch_norm": str,
+}
+
+
 class Run(NamedTuple):
     """A run's folder as it is now."""
 
@@ -43,7 +56,7 @@ class Run(NamedTuple):
     @property
     def value(self) -> float | None:
         """The test figure, accuracy in [0, 1] or mean squared error, once there is one."""
-        test = self.results.get("test", {})
+        test = self.results.get("test") or {}
         return test.get(test.get("metric"))
 
     def episodes(self, measure: str | None = None) -> list[float]:
@@ -51,7 +64,7 @@ class Run(NamedTuple):
         is not finite."""
         path = self.folder / "episodes.csv"
         name = measure or self.results["test"]["metric"]
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             values = [float(row[name]) for row in csv.DictReader(file)]
         return [value if math.isfinite(value) else math.nan for value in values]
 
@@ -73,6 +86,39 @@ def read(folder: Path) -> Run:
         return Run(folder, "failed", results, error)
     state = "interrupted" if state == "running" else state  # killed: it could not say so
     return Run(folder, state, results, str(results.get("error", "")))
+
+
+def checked(run: Run) -> Run:
+    """The run; as one that failed, with the reason, if it has finished and what its folder holds of
+    its test is damaged."""
+    if run.state != "finished":
+        return run
+    try:
+        for key, kind in TOLD.items():
+            if not isinstance(standing_at(run.results, key), kind):
+                raise UserError(
+                    f"{run.folder / 'results.json'} is damaged: {key} is not what it should be"
+                )
+        runfolder.refuse_damaged_episodes(run.folder, run.results)
+        measures = [run.results["test"]["metric"], *run.results["test"]["measures"]]
+        try:
+            for measure in measures:
+                if not run.episodes(measure):
+                    raise ValueError("no episodes")
+        except (KeyError, TypeError, ValueError) as error:
+            path = run.folder / "episodes.csv"
+            raise UserError(f"{path} is damaged: {measure} cannot be read") from error
+    except UserError as damaged:
+        return Run(run.folder, "failed", {}, str(damaged))
+    return run
+
+
+def standing_at(results: dict[str, Any], key: str) -> Any:
+    """What stands at the dotted key; MISSING for nothing."""
+    found: Any = results
+    for name in key.split("."):
+        found = found.get(name, MISSING) if isinstance(found, dict) else MISSING
+    return found
 
 
 def in_use(folder: Path) -> bool:

@@ -113,12 +113,15 @@ def standing(run: Run) -> str:
     test = run.results.get("test")
     if not test:
         return run.state
+    if not (isinstance(test.get("metric"), str) and "ci95" in test):
+        return f"{run.state}, but its results.json is damaged"
     return f"test {test['metric']} {named(test['metric']).shown(run.value, test['ci95'])}"
 
 
 def progress(run: Run) -> tuple[str, str]:
     """How many steps were taken, and the test's figure or else the best of the validations."""
-    steps = run.results.get("config", {}).get("train", {}).get("steps", 0)
+    training = run.results.get("config", {}).get("train", {})
+    steps = training.get("steps", 0) if isinstance(training, dict) else 0
     if run.state in ("finished", "failed"):
         return str(run.results.get("train", {}).get("steps", "")), standing(run)
     last = last_records(run.folder / "metrics.jsonl")
@@ -141,6 +144,6 @@ def last_records(path: Path, kilobytes: int = 64) -> list[dict[str, Any]]:
         return []
     records = []
     for line in lines:
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             records.append(json.loads(line))
     return [record for record in records if isinstance(record, dict) and "step" in record]

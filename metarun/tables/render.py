@@ -8,11 +8,12 @@ from typing import Any
 
 from filelock import FileLock
 
+from metarun import files
 from metarun.configs.rules import nearest
 from metarun.functional.metrics import named
 from metarun.runs import folder as runfolder
 from metarun.tables import statistics
-from metarun.tables.cells import Run, read
+from metarun.tables.cells import Run, checked, read
 from metarun.tables.figures import Figure, figure, pairs
 from metarun.tracking.console import duration
 
@@ -40,6 +41,7 @@ def write(folder: Path) -> str:
     """Render the table whose runs are in `folder` into table.md, .csv, .tex, .json and .png there;
     the Markdown, and where it is."""
     with FileLock(folder / ".lock"):  # another process may have begun some of the runs
+        files.sweep(folder)
         about = runfolder.read_json(folder / "table_of.json")
         rows, figures = read_rows(about, folder)
         differences = pairs(figures)
@@ -65,7 +67,7 @@ def read_rows(about: dict[str, Any], folder: Path) -> tuple[list[Row], dict[str,
     rows, figures = [], {}
     for cell in about["cells"]:
         mine = [run for run in about["runs"] if run["experiment"] == cell["experiment"]]
-        runs = {run["seed"]: read(folder / run["folder"]) for run in mine}
+        runs = {run["seed"]: checked(read(folder / run["folder"])) for run in mine}
         departures = sorted({departure for run in mine for departure in run["departures"]})
         row = row_of(cell, runs, departures)
         finished = [run for run in runs.values() if run.state == "finished"]

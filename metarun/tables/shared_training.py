@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import metarun
 from metarun.configs.differences import differences
-from metarun.errors import UserError
 from metarun.runs import checkpoint
 from metarun.tables.cells import UNNAMED, Run, below
 
@@ -35,8 +34,8 @@ def shared_training(sweep: Path, config: dict[str, Any], data_checksum: str) -> 
         if has_trained(run, config, data_checksum):
             try:
                 state = checkpoint.load(run.folder / "checkpoints" / "last.pt")
-                records = (run.folder / "metrics.jsonl").read_text()
-            except (UserError, OSError):  # lost or damaged: another may have it
+                records = (run.folder / "metrics.jsonl").read_text(encoding="utf-8")
+            except (ValueError, OSError):  # lost or damaged: another may have it
                 continue
             return Shared(taken_over(run, sweep), state, records)
     return None
@@ -46,10 +45,13 @@ def has_trained(run: Run, config: dict[str, Any], data_checksum: str) -> bool:
     """Whether the run has finished the very training that `config` asks for, on this data."""
     return (
         run.state == "finished"
-        and run.results["mode"] == "train"
-        and run.results["provenance"]["metarun"] == metarun.__version__
-        and run.results["data"]["checksum"] == data_checksum
-        and not differences(config, run.results["config"], except_for=[*UNNAMED, *OF_THE_TEST])
+        and run.results.get("mode") == "train"
+        and run.results.get("provenance", {}).get("metarun") == metarun.__version__
+        and run.results.get("data", {}).get("checksum") == data_checksum
+        and all(key in run.results for key in ("train", "seconds", "cpu_seconds"))
+        and not differences(
+            config, run.results.get("config", {}), except_for=[*UNNAMED, *OF_THE_TEST]
+        )
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from metarun.configs.rules import flat, shown
 from metarun.functional.metrics import named
 from metarun.runs import folder as runfolder
-from metarun.tables.cells import UNNAMED, Run, below
+from metarun.tables.cells import UNNAMED, Run, below, checked
 from metarun.tables.figures import Figure, figure, pairs
 from metarun.tables.render import rank, signed, table_line
 from metarun.tables.render import shown as number
@@ -18,7 +18,7 @@ MOST_PAIRS = 10
 
 def write(folder: Path) -> str:
     """Keep the summary of the sweep in `folder` there, as summary.md and summary.json; the text."""
-    runs = below(folder)
+    runs = [checked(run) if run.results.get("test") else run for run in below(folder)]
     groups = by_config([run for run in runs if run.state == "finished" and run.results.get("test")])
     figures = {name: figure(of_config) for name, of_config in groups.items()}
     text = markdown(folder, runs, groups, figures)
@@ -61,8 +61,8 @@ def classes(configs: list[dict[str, Any]], keys: list[str]) -> set[str]:
 def deciding(run: Run) -> dict[str, Any]:
     """The run's choices and the keys of its config, but for the seed."""
     left_out = tuple(f"{key}." for key in [*UNNAMED, "seed"])
-    config = flat(run.results["config"])
-    names = {k: v for k, v in run.results["names"].items() if k != "sweep"}
+    config = flat(run.results.get("config", {}))
+    names = {k: v for k, v in run.results.get("names", {}).items() if k != "sweep"}
     return names | {k: v for k, v in config.items() if not f"{k}.".startswith(left_out)}
 
 

@@ -1,5 +1,6 @@
 """A model's answers to episodes, each episode's figures."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from metarun.backbones.batch_norm import modes_of
 from metarun.device import Device
+from metarun.errors import out_of_memory
 from metarun.functional.metrics import Metric, measures_for
 from metarun.functional.objective import merit
 from metarun.interfaces import Algorithm
@@ -17,8 +19,27 @@ from metarun.testing.fixed_episodes import FixedEpisodes, RowEpisodes
 FEATURES_AT_ONCE = 2**19  # numbers of them in the tasks answered at once, if more than asked for
 
 
-@torch.no_grad()
 def answers(
+    algorithm: Algorithm, episodes: FixedEpisodes, *, tasks: int, **how: Any
+) -> dict[str, Tensor]:
+    """As `answers_at_once`, of fewer tasks at once where memory does not suffice: the figures are
+    the same."""
+    while True:
+        noise = torch.get_rng_state()
+        try:
+            return answers_at_once(algorithm, episodes, tasks=tasks, **how)
+        except (MemoryError, RuntimeError) as error:
+            if tasks == 1 or not out_of_memory(error):
+                raise
+        fewer = tasks // 2
+        told = f"metarun: not enough memory for {tasks} tasks at once: {fewer} at once (eval.tasks)"
+        print(told, file=sys.stderr, flush=True)
+        torch.set_rng_state(noise)
+        tasks = fewer
+
+
+@torch.no_grad()
+def answers_at_once(
     algorithm: Algorithm,
     episodes: FixedEpisodes,
     *,
@@ -36,6 +57,22 @@ def answers(
     """
     was_training = algorithm.training
     algorithm.eval()
+    try:
+        batches = batches_of(algorithm, episodes, tasks, device, metric, measures)
+    finally:
+        algorithm.train(was_training)
+    return {name: torch.cat([figures[name] for figures in batches]).cpu() for name in batches[0]}
+
+
+def batches_of(
+    algorithm: Algorithm,
+    episodes: FixedEpisodes,
+    tasks: int,
+    device: Device,
+    metric: Metric | None,
+    measures: bool,
+) -> list[dict[str, Tensor]]:
+    """The figures of `tasks` episodes after the other."""
     batches = []
     with device.autocast(), embedded_once(algorithm, episodes, tasks) as (episodes, tasks):
         for start in range(0, len(episodes), tasks):
@@ -52,8 +89,7 @@ def answers(
                 **{m.name: m.of_tasks(outputs, batch.query_y) for m in others if measures},
             }
             batches.append({name: values.double() for name, values in figures.items()})
-    algorithm.train(was_training)
-    return {name: torch.cat([figures[name] for figures in batches]).cpu() for name in batches[0]}
+    return batches
 
 
 @contextmanager

@@ -110,6 +110,7 @@ class WeightsAndBiases:
         """Opens the W&B run; `mode` becomes what was possible."""
         # wandb reports its own errors to the same service, and when that does not answer the
         # process waits for it at exit: 20 s more, in wandb 0.31.
+        forget_empty_variables()
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -200,11 +201,18 @@ class WeightsAndBiases:
             raise
 
 
+def forget_empty_variables() -> None:
+    """Take what is set but empty out of the environment: wandb refuses to start with it."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        if not os.environ[name].strip():
+            del os.environ[name]
+
+
 def asked_mode(configured: str) -> str:
     """The mode that was asked for: WANDB_MODE if it is set, else the config's."""
     if configured not in MODES:
         raise UserError(f"tracker.mode={configured}, but it is one of {', '.join(MODES)}")
-    asked = os.environ.get("WANDB_MODE", "").lower()
+    asked = os.environ.get("WANDB_MODE", "").strip().lower()
     mode = OTHER_NAMES.get(asked, asked) or configured
     if mode not in MODES:
         say(f"WANDB_MODE={asked} is not one of {', '.join(MODES)}; taking {configured}")
@@ -272,7 +280,9 @@ def flat(results: dict) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
+    lines = f"{type(error).__name__}: {error}".splitlines()
+    several = 3 if "validation error" in lines[0] else 1  # which names the setting, and then why
+    return " ".join(" ".join(lines[:several]).split()).rstrip(": ")
 
 
 def say(text: str) -> None:

@@ -1,11 +1,18 @@
 """How two configs differ: nothing is left out, and what is said can be typed."""
 
+import copy
+from pathlib import Path
+
 import hydra
 import pytest
 
+import metarun
 from metarun.configs.composing import plain
 from metarun.configs.differences import differences
-from metarun.configs.rules import conf_folder
+from metarun.configs.rules import UNSEEN, conf_folder, flat
+from metarun.runs.checkpoint import INCIDENTAL
+from metarun.tables.cells import Run
+from metarun.tables.shared_training import has_trained
 
 
 def test_differences_name_what_the_other_says():
@@ -78,3 +85,83 @@ def test_a_key_that_is_excepted_may_be_missing():
 def test_a_group_that_is_excepted():
     config, other = ({"optim": {"_target_": f"torch.optim.{name}"}} for name in ("Adam", "SGD"))
     assert differences(config, other, except_for=["optim"]) == []
+
+
+def default() -> dict:
+    """The config of the plain command."""
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return plain(hydra.compose("config", ["name=a"]))
+
+
+def may_differ(except_for):
+    """The keys of the default config of which another value makes no difference."""
+    config = default()
+    found = set()
+    for key in flat(config):
+        other = copy.deepcopy(config)
+        *groups, last = key.split(".")
+        part = other
+        for group in groups:
+            part = part[group]
+        part[last] = "another"
+        if not differences(config, other, except_for=except_for):
+            found.add(key)
+    return found
+
+
+TRACKER = {f"tracker.{key}" for key in default()["tracker"]}
+
+
+def test_what_a_finished_runs_results_do_not_depend_on():
+    """One key more, and another run's result is taken for this one's."""
+    assert may_differ(UNSEEN) == TRACKER | {
+        *("name", "resume", "seeds", "plugins.allow", "data.root", "train.log_every"),
+        *("device.name", "device.compile", "device.graph", "sampler.chunk"),
+        *("eval.tasks", "eval.sampler.tasks"),
+    } & set(flat(default()))
+
+
+def test_what_may_change_when_a_run_goes_on():
+    assert may_differ(INCIDENTAL) == TRACKER | {
+        *("name", "resume", "seeds", "checkpoint", "mode", "plugins.allow", "data.root"),
+        *("device.name", "device.deterministic", "device.compile", "device.graph"),
+        *("sampler.chunk", "train.steps", "train.log_every", "train.patience"),
+        *("eval.episodes", "eval.tasks", "eval.sampler.tasks"),
+    } & set(flat(default()))
+
+
+@pytest.mark.parametrize(
+    ("changed", "taken"),
+    [
+        ([], True),
+        (["way=7"], False),  # the sampler trains with it
+        (["eval.way=7", "eval.episodes=99"], True),
+        (["algo=maml"], False),
+        (["algo.distance=cosine"], False),
+        (["optim.lr=0.5"], False),
+        (["backbone.width=8"], False),
+        (["sampler.shot=2"], False),
+        (["train.steps=7"], False),
+        (["seed=1"], False),
+        (["device.precision=bf16"], False),
+        (["data.size=20"], False),
+    ],
+)
+def test_whose_training_is_taken_over(changed, taken):
+    """That of a run which differs in its test alone."""
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        ours, theirs = (
+            plain(hydra.compose("config", ["name=a", "train.split=trainval", *overrides]))
+            for overrides in ([], changed)
+        )
+    results = {
+        "status": "finished",
+        "mode": "train",
+        "provenance": {"metarun": metarun.__version__},
+        "data": {"checksum": "c"},
+        "config": theirs,
+        **{"train": {}, "seconds": 1.0, "cpu_seconds": 1.0},
+    }
+    run = Run(Path("run"), "finished", results, "")
+    assert has_trained(run, ours, "c") is taken
+    assert not has_trained(run, ours, "d")

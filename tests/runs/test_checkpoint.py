@@ -351,3 +351,36 @@ def test_an_optimisers_state_lies_as_its_parameters_do():
         assert before[key].stride() != weight.stride() == after[key].stride()
         assert torch.equal(after[key], before[key])
     assert after["step"] == before["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("config", None),
+        ("config", []),
+        ("progress", None),
+        ("progress", {"step": 1, "more": 2}),
+        ("algorithm", None),
+        ("algorithm", [1]),
+        ("optimizer", {}),
+        ("optimizer", 5),
+        ("schedule", None),
+        ("sampler", "x"),
+        ("noise", torch.zeros(3)),
+        ("data_checksum", None),
+    ],
+)
+def test_odd_content_is_refused(tmp_path, key, value):
+    """Of the right format, and sealed: made by hand, or by another program."""
+    training = new_training()
+    content = checkpoint.state(training, CONFIG, "data") | {key: value}
+    checkpoint.save(tmp_path / "checkpoints/last.pt", content)
+    config = {**CONFIG, "mode": "train"}
+
+    def go_on():
+        content = checkpoint.to_start_from(config, tmp_path, going_on=True)
+        checkpoint.restore(training, content, "data")
+
+    with pytest.raises(UserError) as refused:
+        go_on()
+    assert "\n" not in str(refused.value)

@@ -1,10 +1,12 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from metarun import files
 from metarun.errors import UserError
 from metarun.runs import folder as runfolder
 from metarun.runs.folder import claimed, earlier
@@ -93,7 +95,7 @@ def test_a_run_of_another_mode_is_refused(tmp_path):
 
 
 def test_a_run_killed_before_it_began_is_no_run(tmp_path):
-    runfolder.temporary_name(tmp_path / "results.json").write_text("{")
+    files.temporary_name(tmp_path / "results.json").write_text("{")
     assert earlier(tmp_path, "none", "train") is None
 
 
@@ -139,3 +141,90 @@ def test_csv(tmp_path):
     with pytest.raises(ValueError, match="zip"):
         runfolder.write_csv(path, {"episode": [0, 1, 2], "accuracy": [0.5]})
     assert path.read_text().splitlines() == ["episode,accuracy", "0,0.5", "1,1.0"]
+
+
+def test_a_folder_that_somebody_else_removes(tmp_path):
+    """As another rank did, in the midst of removing it here."""
+    with claimed(tmp_path / "run"):
+        shutil.rmtree(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_which_no_run_begins_is_as_it_was(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds other files"), claimed(tmp_path):
+        earlier(tmp_path, "none", "train")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_killed_processes_left_is_swept(tmp_path):
+    left = [files.temporary_name(tmp_path / name) for name in ("a.csv", "checkpoints/last.pt")]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (tmp_path / "a.csv").touch()
+    with claimed(tmp_path):
+        assert not any(path.exists() for path in left)
+        assert (tmp_path / "a.csv").exists()
+
+
+@pytest.mark.parametrize("place", [".lock", "results.json"])
+def test_a_folder_in_place_of_a_file(tmp_path, place):
+    (tmp_path / place).mkdir()
+    with pytest.raises(UserError, match=f"{place}"), claimed(tmp_path):
+        earlier(tmp_path, "auto", "train")
+
+
+FINISHED = {"status": "finished", "mode": "train", "test": {"metric": "accuracy", "accuracy": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "the run"),
+        ("{}", "status"),
+        ("null", "the run"),
+        ('{"status": 3}', "status"),
+        (json.dumps(FINISHED | {"config": []}), "config"),
+        (json.dumps(FINISHED | {"test": 5}), "test"),
+        (json.dumps(FINISHED | {"test": {"accuracy": 0.5}}), "test.metric"),
+        (json.dumps(FINISHED | {"test": {"metric": "accuracy"}}), "test.accuracy"),
+        (json.dumps(FINISHED | {"test": {"metric": "mse", "mse": "0.5"}}), "test.mse"),
+    ],
+)
+def test_results_of_the_right_syntax_and_the_wrong_shape(tmp_path, text, said):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as refused:
+        runfolder.results(tmp_path)
+    assert str(refused.value).startswith(f"{path} is damaged: {said} is not there")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", 200_000 * b"[", b'{"status": "\xff"}', bytes(99)])
+def test_results_that_cannot_be_read(tmp_path, content):
+    path = tmp_path / "results.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{path} cannot be read: "):
+        runfolder.results(tmp_path)
+
+
+def test_results_that_are_sound(tmp_path):
+    runfolder.write_results(tmp_path / "results.json", FINISHED)
+    assert runfolder.results(tmp_path) == FINISHED
+
+
+def test_one_digit_is_enough_to_be_refused(tmp_path):
+    path = tmp_path / "results.json"
+    runfolder.write_results(path, {**FINISHED, "seconds": float("nan"), "config": {3: [0.1, 1e30]}})
+    assert runfolder.results(tmp_path) is not None
+    path.write_text(path.read_text().replace("0.5", "0.7"))
+    with pytest.raises(UserError, match=rf"^{path} is damaged: it is not what was written"):
+        runfolder.results(tmp_path)
+
+
+def test_episodes_are_put_by_whatever_they_hold(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "episodes.csv").write_bytes(b"\xff\x00")
+    runfolder.put_by(tmp_path)
+    assert (tmp_path / "episodes.1.csv").read_bytes() == b"\xff\x00"
+    assert (tmp_path / "results.1.json").read_bytes() == b"{}"

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from metarun import files
 from metarun.runs import rerun
 from tests.conftest import QUICK
 
@@ -26,6 +27,7 @@ def run(metarun):
 
     def change(*keys: str, value) -> None:
         results = json.loads((folder / "results.json").read_text())
+        results.pop("sha256", None)
         inner = results
         for key in keys[:-1]:
             inner = inner[key]
@@ -93,9 +95,10 @@ def test_another_result(metarun, run, capsys):
     change("test", "accuracy", value=0.123456)
     change("data", "checksum", value="abc")
     text = (folder / "episodes.csv").read_text().splitlines()
-    number = float(text[3].split(",")[1])
-    text[3] = f"2,{number + 0.25}"
+    first, number, *others = text[3].split(",")
+    text[3] = ",".join([first, str(float(number) + 0.25), *others])
     (folder / "episodes.csv").write_text("\n".join(text) + "\n")
+    change("episodes_csv_sha256", value=files.sha256_of(folder / "episodes.csv"))
     assert again(metarun, "rerun=outputs/a") == 1
     said = json.loads((metarun.folder / "outputs/a-rerun2/rerun.json").read_text())
     assert said["equal"] is False
@@ -183,3 +186,35 @@ def test_the_same_number_twice():
     assert not rerun.same(1.0, 1.001)
     assert rerun.same(math.nan, math.nan)
     assert not rerun.same(math.nan, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        (["test"], None, "had no test"),
+        (["test"], [], "results.json is damaged: test is not"),
+        (["provenance"], {}, "results.json is damaged: provenance.threads=None"),
+        (["provenance", "threads"], 0, "results.json is damaged: provenance.threads=0"),
+        (["provenance", "threads"], 100_000, "provenance.threads=100000"),
+        (["provenance", "threads"], "x", "provenance.threads=x"),
+        (["config"], {}, "results.json is damaged: it has no config"),
+        (["config"], {"way": 5}, "the config in its results.json is damaged"),
+        (["config", "algo"], 7, "damaged"),
+        (["names"], {}, "results.json is damaged: it has no names"),
+        (["data"], [], "results.json is damaged: data is not"),
+    ],
+)
+def test_damaged_results_are_not_repeated(metarun, run, keys, value, said):
+    _, change = run
+    change(*keys, value=value)
+    before = content(metarun.folder)
+    assert said in metarun.error("rerun=outputs/a")
+    assert content(metarun.folder) == before
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\x00", b"episode,accuracy\n0,0.5\n"])
+def test_damaged_episodes_are_told_before_the_run(metarun, run, damage):
+    folder, _ = run
+    (folder / "episodes.csv").write_bytes(damage)
+    said = metarun.error("rerun=outputs/a")
+    assert said.endswith("episodes.csv is damaged: it is not what the run wrote")

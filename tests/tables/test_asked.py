@@ -3,6 +3,8 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from metarun.runs import folder as runfolder
 from metarun.tables.asked import Asked, record
 
@@ -24,3 +26,13 @@ def test_two_that_ask_for_other_seeds_at_once(tmp_path, monkeypatch):
     kept = read_json(tmp_path / "table/table_of.json")
     assert sorted(run["seed"] for run in kept["runs"]) == [0, 1, 2, 3]
     assert kept["title"] == "Two distances"
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"runs": 3}', '{"runs": [{}]}', '{"runs": ['])
+def test_a_damaged_one_is_made_again(tmp_path, content):
+    """Of the runs that are asked for now."""
+    path = tmp_path / "table_of.json"
+    path.write_text(content)
+    runs = [{"experiment": "nobody/near", "seed": 0, "folder": "0"}]
+    record(Asked("nobody", {"title": "Two distances"}, []), tmp_path, runs)
+    assert runfolder.read_json(path) == {"name": "nobody", "title": "Two distances", "runs": runs}

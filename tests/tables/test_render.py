@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from metarun import files
 from metarun.tables import cells, render
 from metarun.tables.figures import figure, pairs
 from metarun.tables.statistics import over_seeds
@@ -244,3 +245,56 @@ def test_measures_of_different_kinds_are_not_compared():
     assert figure.name == "accuracy"
     assert pairs({"a": figure, "b": figure._replace(name="verification_accuracy")}) == []
     assert len(pairs({"a": figure, "b": figure._replace(name="accuracy_presentation_2")})) == 1
+
+
+def spoilt(folder, part, content):
+    """The file of the second run of the first cell has this content, or what it makes of its."""
+    path = folder / "one/1" / part
+    path.write_bytes(content(path.read_bytes()) if callable(content) else content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("part", "content"),
+    [
+        ("results.json", b"[]"),
+        ("results.json", b"{}"),
+        ("results.json", b'{"status": "finished"}'),
+        ("results.json", 200_000 * b"["),
+        ("results.json", b"\xff\xfe"),
+        ("results.json", lambda text: text.replace(b'"accuracy": 1.0', b'"accuracy": "1.0"')),
+        ("results.json", lambda text: text.replace(b'"measures"', b'"measure"')),
+        ("results.json", lambda text: text.replace(b'"seconds": 61.0', b'"seconds": "long"')),
+        ("results.json", lambda text: text.replace(b'"backbone": {"width": 64}', b'"backbone": 4')),
+        ("episodes.csv", b""),
+        ("episodes.csv", b"\xff\x00"),
+        ("episodes.csv", b"episode,accuracy\n0,many\n"),
+        ("episodes.csv", b"episode,mse\n0,1.0\n"),
+    ],
+)
+def test_a_damaged_run_takes_nothing_from_the_others(folder, part, content):
+    """It is told as such; its cell has the figure of the other seed."""
+    about(folder)
+    path = spoilt(folder, part, content)
+    text = render.write(folder)
+    (row, _) = json.loads((folder / "table.json").read_text())["rows"]
+    assert row["ours"] == pytest.approx(95)
+    assert row["states"] == {"0": "finished", "1": "failed"}
+    (line,) = [line for line in text.splitlines() if "seed 1: failed: " in line]
+    assert str(path) in line
+    assert " damaged" in line or "cannot be read" in line
+
+
+def test_episodes_that_are_not_what_the_run_wrote(folder):
+    """Numbers like any others: only the checksum in results.json tells."""
+    about(folder)
+    for seed in (0, 1):
+        run = folder / f"one/{seed}"
+        results = json.loads((run / "results.json").read_text())
+        results["episodes_csv_sha256"] = files.sha256_of(run / "episodes.csv")
+        (run / "results.json").write_text(json.dumps(results))
+    assert "| a/one | 98.0 ± 0.50 | 97.50 % |" in render.write(folder)
+    path = spoilt(folder, "episodes.csv", lambda text: text.replace(b"3,1.0", b"3,0.0"))
+    text = render.write(folder)
+    assert f"* a/one, seed 1: failed: {path} is damaged: it is not what the run wrote" in text
+    assert "| a/one | 98.0 ± 0.50 | 95.00 % |" in text

@@ -179,3 +179,48 @@ def test_what_is_measured_is_not_predicted_again():
     assert list(figures) == ["mse", "mse_after_0"]
     assert figures["mse"][:6].tolist() == pytest.approx([4] * 6, rel=1e-5)
     assert figures["mse_after_0"][:6].tolist() == [0, 1, 2, 3, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_fewer_at_once_where_memory_does_not_suffice(monkeypatch, capsys, error):
+    """The figures are the same, and the algorithm is as it was; one task must do."""
+    torch.manual_seed(0)
+    algorithm, episodes = ProtoNet(MLP((4,), [6], "batch")), some_episodes()
+    wanted = answers(algorithm, episodes, tasks=7, device=CPU)["accuracy"]
+    predict, fits = algorithm.predict, 2
+
+    def short_of_memory(batch):
+        if len(batch.query_x) > fits:
+            raise error
+        return predict(batch)
+
+    monkeypatch.setattr(algorithm, "predict", short_of_memory)
+    assert torch.equal(answers(algorithm, episodes, tasks=7, device=CPU)["accuracy"], wanted)
+    assert algorithm.training
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        f"metarun: not enough memory for {n} tasks at once: {n // 2} at once (eval.tasks)"
+        for n in (7, 3)
+    ]
+    fits = 0
+    with pytest.raises(type(error)):
+        answers(algorithm, episodes, tasks=7, device=CPU)
+    assert algorithm.training
+
+
+def test_another_error_is_no_lack_of_memory(monkeypatch):
+    algorithm = ProtoNet(MLP((4,), [6], "batch"))
+
+    def wrong(batch):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(algorithm, "predict", wrong)
+    with pytest.raises(RuntimeError, match="shapes"):
+        answers(algorithm, some_episodes(), tasks=7, device=CPU)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from metarun.testing.confidence import Z95, mean_and_ci95
+from metarun.testing.confidence import Z95, mean_and_ci95, mean_of_means
 
 
 def test_z95_is_the_normal_quantile():
@@ -47,3 +47,9 @@ def test_the_interval_holds_the_true_mean_95_times_in_100():
         mean, half_width = mean_and_ci95(accuracies)
         held += abs(mean - 0.8) <= half_width
     assert 0.935 < held / 3000 < 0.965
+
+
+def test_means_of_several_sources():
+    """Of independent ones the half-widths add up as their squares do: of 3 and 4, 5, over two."""
+    assert mean_of_means([(0.8, 0.03), (0.6, 0.04)]) == pytest.approx((0.7, 0.025))
+    assert mean_of_means([(0.8, 0.03)]) == (0.8, 0.03)

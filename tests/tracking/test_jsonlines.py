@@ -5,6 +5,9 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
+from metarun.errors import UserError
 from metarun.tracking.jsonlines import JsonLines, read
 
 
@@ -82,3 +85,36 @@ def test_a_killed_process_leaves_every_record_that_it_logged(tmp_path):
     ended = subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": "."})
     assert ended.returncode == -signal.SIGKILL
     assert [record["step"] for record in read(path)] == list(range(50))
+
+
+@pytest.mark.parametrize("step", [None, 9])
+def test_damaged_lines_are_left_out_and_told(tmp_path, capsys, step):
+    """The others stay, and the file can be read again."""
+    path = tmp_path / "metrics.jsonl"
+    damaged = [b"text", b"[1]", b"{}", b'{"step": "x"}', b'{"step": 2, "a": \xff}', 9999 * b"["]
+    path.write_bytes(b"\n".join([b'{"step": 1}', *damaged, b'{"step": 3}', b""]))
+    assert read(path) == [{"step": 1}, {"step": 3}]
+    lines = JsonLines(path, step)
+    lines.log({"step": 4})
+    lines.close()
+    assert capsys.readouterr().err == f"metarun: {path}: left out 6 damaged lines\n"
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3, 4]
+
+
+def test_a_full_disk_leaves_no_half_record(tmp_path, monkeypatch):
+    path, write = tmp_path / "metrics.jsonl", os.write
+    lines = JsonLines(path)
+    lines.log({"step": 1})
+    monkeypatch.setattr(os, "write", lambda file, content: write(file, content[:5]))
+    with pytest.raises(UserError, match=rf"^cannot write {path}: No space left"):
+        lines.log({"step": 2})
+    monkeypatch.undo()
+    lines.log({"step": 3})
+    lines.close()
+    assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
+
+
+def test_a_folder_in_its_place(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: Is a directory"):
+        JsonLines(tmp_path / "metrics.jsonl")

@@ -504,3 +504,15 @@ def test_a_service_that_dies_at_the_start_does_not_stall(tmp_path, service):
     (line,) = ended.stderr.splitlines()
     assert "W&B is offline" in line
     assert [row["step"] for row in history(stored(tmp_path)[-1])] == list(range(5))
+
+
+def test_what_is_set_but_empty_counts_as_unset(tmp_path, monkeypatch):
+    """For wandb too, which would refuse to start with it."""
+    for name in ("WANDB_MODE", "WANDB_PROJECT", "WANDB_BASE_URL", "WANDB_API_KEY", "WANDB_SILENT"):
+        monkeypatch.setenv(name, "")
+    tracker = track(tmp_path / "run", mode="offline")
+    tracker.log(TRAIN)
+    tracker.close()
+    assert tracker.mode == "offline"
+    assert not tracker.failed
+    assert len(stored(tmp_path / "run")) == 1
