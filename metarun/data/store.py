@@ -213,14 +213,14 @@ def is_sound(path: Path) -> bool:
 def stamp(path: Path, seen: str) -> None:
     """Note beside the file the state in which its content was right."""
     with suppress(OSError):  # a folder that is only read
-        stamp_path(path).write_text(seen)
+        stamp_path(path).write_text(seen, encoding="utf-8")
         time.sleep(TICK)  # a change from now on has another time than what is noted
 
 
 def is_stamped(path: Path) -> bool:
     """Whether the file is as it was when it was last found sound."""
     try:
-        return stamp_path(path).read_text() == state(path)
+        return stamp_path(path).read_text(encoding="utf-8") == state(path)
     except (OSError, ValueError):
         return False
 

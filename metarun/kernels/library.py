@@ -54,7 +54,12 @@ def compiled() -> ctypes.CDLL | None:
         able = processor()
         if "avx512f" not in able:
             return None
-        made_from = [*(source.read_text() for source in SOURCES), *COMPILE, *LINK, able]
+        made_from = [
+            *(source.read_text(encoding="utf-8") for source in SOURCES),
+            *COMPILE,
+            *LINK,
+            able,
+        ]
         name = hashlib.sha256(" ".join(made_from).encode()).hexdigest()[:16] + ".so"
         path = Path(platformdirs.user_cache_dir("metarun")) / "kernels" / name
         try:
@@ -83,7 +88,7 @@ def compile_to(path: Path) -> None:
 
 def processor() -> str:
     """What the processor can do, which decides how its code is made."""
-    told = Path("/proc/cpuinfo").read_text().splitlines()
+    told = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     kinds = ("model name", "flags", "CPU part", "Features")
     return " ".join([platform.machine(), *sorted({x for x in told if x.startswith(kinds)})])
 

@@ -71,13 +71,13 @@ def results(folder: Path) -> dict[str, Any] | None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The content of the file at `path`."""
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def error(folder: Path) -> str:
     """The first line of error.txt, which tells why the job of a sweep failed; "" without one."""
     try:
-        return (folder / "error.txt").read_text().partition("\n")[0]
+        return (folder / "error.txt").read_text(encoding="utf-8").partition("\n")[0]
     except FileNotFoundError:
         return ""
 
@@ -100,7 +100,7 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
-    with open(temporary, "w") as file:
+    with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -113,7 +113,9 @@ def put_by(folder: Path) -> None:
     number = next(n for n in count(1) if not (folder / f"results.{n}.json").exists())
     for path in [folder / "results.json", folder / "episodes.csv"]:
         if path.exists():
-            write_text(path.with_suffix(f".{number}{path.suffix}"), path.read_text())
+            write_text(
+                path.with_suffix(f".{number}{path.suffix}"), path.read_text(encoding="utf-8")
+            )
 
 
 def temporary_name(path: Path) -> Path:
@@ -124,7 +126,7 @@ def temporary_name(path: Path) -> Path:
 def write_csv(path: Path, columns: dict[str, list]) -> None:
     """Write equally long columns under their names to `path`, atomically."""
     temporary = temporary_name(path)
-    with open(temporary, "w", newline="") as file:
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))

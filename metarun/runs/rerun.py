@@ -160,7 +160,7 @@ def lengths(table: dict[str, list]) -> str:
 
 def columns(path: Path) -> dict[str, list]:
     """The columns of a CSV file, their values as numbers where they are."""
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     return {name: list(numbers(row[i] for row in rows)) for i, name in enumerate(header)}
 

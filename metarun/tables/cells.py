@@ -51,7 +51,7 @@ class Run(NamedTuple):
         is not finite."""
         path = self.folder / "episodes.csv"
         name = measure or self.results["test"]["metric"]
-        with open(path, newline="") as file:
+        with open(path, encoding="utf-8", newline="") as file:
             values = [float(row[name]) for row in csv.DictReader(file)]
         return [value if math.isfinite(value) else math.nan for value in values]
 

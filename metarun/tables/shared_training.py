@@ -35,7 +35,7 @@ def shared_training(sweep: Path, config: dict[str, Any], data_checksum: str) -> 
         if has_trained(run, config, data_checksum):
             try:
                 state = checkpoint.load(run.folder / "checkpoints" / "last.pt")
-                records = (run.folder / "metrics.jsonl").read_text()
+                records = (run.folder / "metrics.jsonl").read_text(encoding="utf-8")
             except (UserError, OSError):  # lost or damaged: another may have it
                 continue
             return Shared(taken_over(run, sweep), state, records)
