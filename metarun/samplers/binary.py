@@ -6,17 +6,15 @@ queries. Altae-Tran et al., "Low Data Drug Discovery with One-Shot Learning", 20
 arXiv:1611.03199: so many of each class. Shapes: T tasks, P superclasses that can be one.
 """
 
-import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from metarun.data.told import doubt
 from metarun.episodes import Episodes, Examples, Rows, gather
 from metarun.errors import UserError
 from metarun.samplers.variable import labelled_rows
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class Binary:
                 f"query={self.query or 'all the rest'}: lower one of them"
             )
         if usable < len(pairs):
-            log.warning("left out %s, which have too few examples", left_out)
+            doubt(f"left out {left_out}, which have too few examples")
 
     def is_large(self, size: Tensor) -> Tensor:
         """Whether both classes have enough examples, of sizes [P, 2] -> [P]."""
