@@ -129,7 +129,14 @@ def new_backbone(config: Config, data: Data) -> nn.Module:
     with suppress(TypeError, ValueError):  # `instance` says of what has no signature
         if "sizes" in inspect.signature(target).parameters:
             arguments["sizes"] = examples.sizes
-    backbone: nn.Module = instance(config, "backbone", **arguments)
+    try:
+        backbone: nn.Module = instance(config, "backbone", **arguments)
+    except UserError as error:
+        if "data.size" not in str(error) or "size" in config["data"]:
+            raise
+        raise UserError(
+            f"{error} (but data={data.name} has no data.size: its examples are as they are stored)"
+        ) from None
     return backbone
 
 

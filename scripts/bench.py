@@ -70,7 +70,7 @@ class Worker:
         # A revision is measured by its own worker, which knows where its modules are.
         worker = str(tree / "scripts" / "bench.py")
         command = [sys.executable, worker, *sys.argv[1:], "--worker", name, "--tree", str(tree)]
-        pipe, self.errors = subprocess.PIPE, tempfile.TemporaryFile("w+")  # noqa: SIM115
+        pipe, self.errors = subprocess.PIPE, tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self.process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True
         )
@@ -233,7 +233,7 @@ def main() -> None:
     report = measure(arguments)
     show(report)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
+        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def work(arguments: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ def serve(name: str, cases: list[str], settings: list[str]) -> None:
     """
     from metarun import ranks
 
-    answers = os.fdopen(os.dup(1), "w")  # nothing else is to be printed on stdout
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")  # nothing else is to be printed on stdout
     os.dup2(2, 1)
     if ranks.expected() > 1:
         ranks.join()

@@ -77,7 +77,9 @@ def main() -> None:
     chosen = [name for name in names if name in wanted or name.split("/")[0] in wanted]
 
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+    known = (
+        json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.json.exists() else {}
+    )
     # Forked off a process that has loaded torch and done nothing: fresh, and quick to start.
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["torch._dynamo", "__main__"])
@@ -96,7 +98,7 @@ def main() -> None:
             exponents = {cost: exponent(values, costs[cost]) for cost in COSTS}
             known[name] = {"values": values, "base": base, **costs, "exponents": exponents}
             print(table(name, known[name]), flush=True)
-            arguments.json.write_text(json.dumps(known, indent=2))
+            arguments.json.write_text(json.dumps(known, indent=2), encoding="utf-8")
     draw(known, arguments.json.with_name("growth.png"))
 
 

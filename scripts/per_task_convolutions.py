@@ -184,7 +184,7 @@ def main() -> None:
             cells = "".join(f"{1000 * seconds[name]:>9.2f}" for name in names)
             print(f"{case:<14}{layer!s:<22}{cells}{gflops:>9.0f}", flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ def make(layout: str, folder: str, pictures: str) -> dict[str, float]:
         for wnid in ranks:
             write_pictures(part, layout, split, wnid, ranks[wnid])
         if layout != "splits":
-            with open(part / f"{split}.csv", "w", newline="") as file:
+            with open(part / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([["filename", "label"], *listed(layout, ranks)])
     part.rename(root)
     return {"seconds": time.perf_counter() - began}

@@ -102,7 +102,7 @@ def start_slurm(folder: Path, daemons: list[subprocess.Popen]) -> None:
     folder.chmod(0o755)
     host = socket.gethostname()
     text = CONF.format(host=host, folder=folder, ports=PORTS, cpus=os.cpu_count())
-    (folder / "slurm.conf").write_text(text)
+    (folder / "slurm.conf").write_text(text, encoding="utf-8")
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))
@@ -115,11 +115,12 @@ def start_slurm(folder: Path, daemons: list[subprocess.Popen]) -> None:
         "slurmd": ["slurmd", "-D", "-N", host],
     }
     for name, command in commands.items():
-        log = open(folder / f"{name}.out", "w")  # noqa: SIM115  # the daemon's, as long as it lives
+        log = open(folder / f"{name}.out", "wb")  # noqa: SIM115  # the daemon's, as long as it lives
         daemons.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
         time.sleep(1)
         if daemons[-1].poll() is not None:
-            sys.exit(f"{name} did not start:\n{(folder / f'{name}.out').read_text()}")
+            told = (folder / f"{name}.out").read_text(encoding="utf-8")
+            sys.exit(f"{name} did not start:\n{told}")
     until("the node is idle", lambda: "idle" in said("sinfo", "-h", "-o", "%T"), 30)
     print(said("sinfo"), flush=True)
 
@@ -188,7 +189,9 @@ def kill(task: int) -> None:
     """Kills this task of the array without a warning, as a machine does that runs out of memory."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # one that has ended, or of a user whom we are not to see
-            environment = set((process / "environ").read_text(errors="replace").split("\0"))
+            environment = set(
+                (process / "environ").read_text(encoding="utf-8", errors="replace").split("\0")
+            )
             ours = {f"SLURM_CONF={os.environ['SLURM_CONF']}", f"SLURM_ARRAY_TASK_ID={task}"}
             if ours <= environment:
                 print("$ kill -KILL", process.name, flush=True)
@@ -249,19 +252,21 @@ def told_finished(sweep: Path, count: int) -> None:
 
 def gone_on(sweep: Path, job: str) -> list[str]:
     """What the jobs said when they went on with a run."""
-    logs = [log.read_text() for log in (sweep / ".submitit").glob(f"{job}/*_log.out")]
+    logs = [
+        log.read_text(encoding="utf-8") for log in (sweep / ".submitit").glob(f"{job}/*_log.out")
+    ]
     return [line for log in logs for line in log.splitlines() if line.startswith("going on")]
 
 
 def results(folder: Path) -> dict:
     """The run's results.json; empty before there is one."""
     path = folder / "results.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def lines(path: Path) -> int:
     """How many lines the file has."""
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
 
 
 def run(*command: str) -> None:

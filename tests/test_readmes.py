@@ -28,7 +28,10 @@ PAGES = [
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 SPAN = re.compile(r"`([^`\n]+)`")
-NO_KEYS = {"data.checksum", "train.peak_memory_mib"}  # of results.json
+NO_KEYS = {  # of results.json
+    *("data.checksum", "data.split", "data.features", "data.left_out", "data.doubts"),
+    "train.peak_memory_mib",
+}
 
 
 def name(page: Path) -> str:

@@ -22,7 +22,7 @@ MEMORY = (
     "shot, query, data.size or the width of algo and backbone, whichever is large"
 )
 
-REFUSED = re.compile(r"UserError raised while resolving interpolation: (.*)")  # environment.py
+UNRESOLVED = re.compile(r"UserError raised while resolving interpolation: (.*)")  # environment.py
 UNKNOWN = re.compile(r"Could not override '([^']+)'")
 
 
@@ -71,7 +71,7 @@ def one_line(error: Exception) -> str:
     text = " ".join(str(error).splitlines()[:1])
     if unknown := UNKNOWN.search(text):
         return f"{unknown[1]}: there is no such key"
-    if refused := REFUSED.search(f"{error} {error.__cause__}"):
+    if refused := UNRESOLVED.search(f"{error} {error.__cause__}"):
         return refused[1]
     if "Ambiguous value" in text:
         return f"{text.split(' ')[-1]}: several values are a sweep: add -m"

@@ -33,7 +33,7 @@ def help_text(folders: list[Path], chosen: dict[str, str]) -> str:
 
     `chosen` are choices of groups whose keys are shown instead of the default's.
     """
-    lines = (folders[0] / "config.yaml").read_text().splitlines()
+    lines = (folders[0] / "config.yaml").read_text(encoding="utf-8").splitlines()
     start = lines.index("defaults:")
     end = next(i for i in range(start + 1, len(lines)) if not lines[i].startswith(" "))
     defaults = dict(re.findall(r"^  - (\w+): (\w+)", "\n".join(lines[start:end]), re.M))
@@ -47,7 +47,7 @@ def help_text(folders: list[Path], chosen: dict[str, str]) -> str:
             mark = " (default)" if name == defaults.get(group) else ""
             sections.append(f"  {f'{name}  ':<24}{title(path)}{mark}")
         if choice in files and group != "table":  # which holds no keys, but a paper's numbers
-            lines = files[choice].read_text().splitlines()
+            lines = files[choice].read_text(encoding="utf-8").splitlines()
             everywhere = lines[0] == "# @package _global_"  # it spells whole keys itself
             sections += described(lines, prefix="" if everywhere else f"{group.replace('/', '.')}.")
     return "\n".join(sections)
@@ -64,7 +64,7 @@ def choice_files(folders: list[Path], group: str) -> dict[str, Path]:
 
 def title(path: Path) -> str:
     """The first sentence of the file's first comment that is not an instruction to Hydra."""
-    comment = re.search(r"(^# (?!@).*\n?)+", path.read_text(), re.M)
+    comment = re.search(r"(^# (?!@).*\n?)+", path.read_text(encoding="utf-8"), re.M)
     lines = comment[0].splitlines() if comment else []
     return re.split(r"(?<=\.) (?=[A-Z])", " ".join(line[2:] for line in lines))[0]
 

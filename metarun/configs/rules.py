@@ -87,6 +87,7 @@ LOWEST = {
     "augment.elastic.strength": 0,
     "augment.elastic.points": 2,
     "data.noise": 0,
+    "data.min_examples": 0,
     "algo.way": 1,
     "algo.inner_lr": 0,
     "algo.inner_steps": 0,

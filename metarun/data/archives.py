@@ -6,7 +6,6 @@ Paths within an archive only name what was read from it: nothing is written to t
 import hashlib
 import io
 import json
-import logging
 import lzma
 import os
 import re
@@ -22,10 +21,9 @@ import numpy as np
 
 from metarun.data.pictures import in_order
 from metarun.data.store import data_folder
+from metarun.data.told import doubt
 from metarun.errors import UserError
 from metarun.tracking.progress import track
-
-log = logging.getLogger(__name__)
 
 DEPTH = 2  # folders between data.root and what is looked for
 # What reading a damaged archive raises, or (the last two) one that is encrypted or oddly packed.
@@ -123,7 +121,7 @@ def read_pictures(
     finally:
         pool.shutdown(cancel_futures=True)
     if len(pictures) < published:
-        log.warning("%s has only %d of %d pictures", source, len(pictures), published)
+        doubt(f"{source} has only {len(pictures)} of {published} pictures")
     return pictures
 
 

@@ -12,7 +12,7 @@ from metarun.errors import UserError
 def read_list(name: str) -> dict[str, Any]:
     """The committed class list of a data set."""
     path = Path(__file__).parent / "class_splits" / f"{name}.json"
-    content: dict[str, Any] = json.loads(path.read_text())
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
 

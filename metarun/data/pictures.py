@@ -1,6 +1,5 @@
 """Pictures from files to splits: decoded in threads, straight into one tensor a split."""
 
-import logging
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,10 +15,9 @@ from torch import Tensor
 from metarun.data.large_array import large_array
 from metarun.data.split import Split, as_split
 from metarun.data.statistics import channel_statistics
+from metarun.data.told import doubt, shown
 from metarun.errors import UserError
 from metarun.tracking.progress import track
-
-log = logging.getLogger(__name__)
 
 # What Pillow raises: the last two for odd tags.
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError, struct.error)
@@ -33,7 +31,6 @@ TURNS = {  # what makes a picture upright, by its EXIF orientation
     8: Image.Transpose.ROTATE_90,
 }
 AHEAD = 1000  # pictures that may wait to be taken
-SHOWN = 5  # names of files in one message
 
 Picture = TypeVar("Picture")
 Source = TypeVar("Source")  # where a picture is: a path, a name in an archive, its bytes
@@ -47,7 +44,7 @@ def picture_splits(
     """The splits whose classes have the pictures at these sources, in the order given.
 
     `read` gives a picture, uint8 [C, H, W], and is called in threads; a picture for which it gives
-    None is left out with a warning. Mean and deviation are the "train" split's. `superclass_of`
+    None is left out, and told of. Mean and deviation are the "train" split's. `superclass_of`
     gives each class's superclass, if the data has them. Raises UserError when no picture of a class
     can be read.
     """
@@ -59,7 +56,7 @@ def picture_splits(
     finally:
         pool.shutdown(cancel_futures=True)  # on Ctrl-C, do not read the rest first
     if unreadable := [str(source) for _, _, missing in filled.values() for source in missing]:
-        log.warning("left out %s", shown(unreadable, "unreadable picture"))
+        doubt(f"left out {shown(unreadable, 'unreadable picture')}")
     shape = max(x.shape[1:] for x, _, _ in filled.values())  # that of an empty split, too
     x, first_row, _ = filled["train"]
     statistics = (0.0,) * shape[0], (1.0,) * shape[0]
@@ -120,10 +117,12 @@ def decode(
     size: int,
     grey: bool,
     crop: Callable[[Image.Image], Image.Image] | None = None,
+    deep: tuple[float, float] | None = None,
 ) -> np.ndarray | None:
     """The middle square of a picture, or of what `crop` makes of it, uint8 [3 or 1, size, size].
 
-    None when it cannot be read.
+    Of a picture of more than 8 bits the values `deep` become 0 and 255; without them, 16 bits are
+    taken to be used to the full. None when it cannot be read.
     """
     mode = "L" if grey else "RGB"
     try:
@@ -135,7 +134,9 @@ def decode(
             image = upright(picture)
             if crop is not None:
                 image = crop(image)
-            if image.mode.startswith("I;16"):  # Pillow would clip it to 255, all white
+            if deep is not None and is_deep(image):
+                image = scaled(image, *deep)
+            elif image.mode.startswith("I;16"):  # Pillow would clip it to 255, all white
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.has_transparency_data:  # drawn on white, not on what hides below
                 image = image.convert("RGBA")
@@ -144,6 +145,19 @@ def decode(
     except (*DAMAGED, Image.DecompressionBombError):
         return None
     return np.atleast_3d(np.asarray(square)).transpose(2, 0, 1)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether its values have more than 8 bits."""
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def scaled(image: Image.Image, low: float, high: float) -> Image.Image:
+    """The grey picture whose values `low` and `high` have become 0 and 255."""
+    values = (np.asarray(image, np.float64) - low) / (max(high - low, 1e-30) / 255)
+    if not np.isfinite(values).all():
+        raise ValueError("not all of its values are numbers")
+    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
 
 
 def upright(picture: Image.Image) -> Image.Image:
@@ -161,10 +175,3 @@ def stretched(image: Image.Image, box: tuple[float, float, float, float], size: 
     left, upper, right, lower = box
     within = (max(left, 0), max(upper, 0), min(right, image.width), min(lower, image.height))
     return image.convert("RGB").crop(within).resize((size, size), Image.Resampling.BILINEAR)
-
-
-def shown(names: list[str], what: str) -> str:
-    """How many names there are, and the first few of them."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    count = f"{len(names)} {what}{'s' if len(names) > 1 else ''}"
-    return f"{count}: {', '.join(names[:SHOWN])}{more}"

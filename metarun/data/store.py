@@ -26,7 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from metarun import files
+from metarun.data.odd import look
 from metarun.data.split import Split
+from metarun.data.told import listening
 from metarun.errors import UserError
 from metarun.functional.metrics import ACCURACY
 
@@ -61,6 +63,7 @@ class DataSet:
         self.outlines: Mapping[str, Split] = {
             split: read(path, images=False) for split, path in files.items()
         }
+        self.told: dict[str, Any] = json.loads(metadata(files["train"]).get("told", "{}"))
         self.checksum = sha256(*(metadata(path)["checksum"].encode() for path in files.values()))
         refuse_shared_classes({split: o.classes for split, o in self.outlines.items()})
 
@@ -83,10 +86,10 @@ class DataSet:
         return {
             "name": self.name,
             "checksum": self.checksum,
-            "kind": self.outlines["train"].kind,
+            "kind": self.outlines["test"].kind,
             "classes": {split: len(outline.classes) for split, outline in self.outlines.items()},
             "examples": {split: int(o.first_row[-1]) for split, o in self.outlines.items()},
-        } | self.origin()
+        } | {"doubts": [], **self.told, **self.origin()}
 
     def origin(self) -> dict[str, Any]:
         """What the data was made from, if that was stored with it."""
@@ -100,14 +103,23 @@ class DataSet:
     def summary(self) -> str:
         """One line for the console."""
         classes = " / ".join(str(len(outline.classes)) for outline in self.outlines.values())
-        return f"{classes} classes (train / val / test)"
+        split = f"split {self.told['split']}: " if "split" in self.told else ""
+        return f"{split}{classes} classes (train / val / test)"
 
 
-def prepare(name: str, key: str, build: Callable[[], dict[str, Split]]) -> DataSet:
+def prepare(
+    name: str,
+    key: str,
+    build: Callable[[], dict[str, Split]],
+    told: Mapping[str, Any] | None = None,
+) -> DataSet:
     """The data set of `build()`, taken from the cache folder when it is there, whole and sound.
 
     `key` spells everything that decides the content: the options and the source's fingerprint.
+    What was `told` of the data before, and what is while it is built, is stored with it.
     """
+    if told:
+        key += f", {json.dumps(told)}"
     folder = data_folder() / "prepared" / f"{name}-{sha256(FORMAT.encode(), key.encode())[:16]}"
     paths = files_in(folder)
     if task.get() == "verify":
@@ -128,8 +140,11 @@ def prepare(name: str, key: str, build: Callable[[], dict[str, Split]]) -> DataS
         if not all(is_sound(path) for path in paths.values()):
             for left in folder.glob("*.tmp"):  # of a process that was killed
                 left.unlink()
-            for split, content in build().items():
-                write(paths[split], content)
+            with listening(told) as everything:
+                splits = build()
+                look(splits)
+            for split, content in splits.items():
+                write(paths[split], content, told=everything)
                 stamp(paths[split], state(paths[split]))
     finally:
         lock.release()
@@ -141,14 +156,21 @@ def files_in(folder: Path) -> dict[str, Path]:
     return {split: folder / f"{split}.safetensors" for split in SPLITS}
 
 
-def write(path: Path, split: Split, made_from: dict[str, Any] | None = None) -> None:
-    """Store `split` at `path`, atomically, and beside it what it was made from, as JSON."""
+def write(
+    path: Path,
+    split: Split,
+    made_from: dict[str, Any] | None = None,
+    told: Mapping[str, Any] | None = None,
+) -> None:
+    """Store `split` at `path`, atomically, and beside it what it was made from and what was told
+    of the data, as JSON."""
     tensors = {"x": split.x, "first_row": split.first_row, "superclass": split.superclass}
     of_some = {name: getattr(split, name) for name in OF_SOME}
     tensors |= {name: tensor for name, tensor in of_some.items() if tensor is not None}
     facts = json.dumps([split.classes, split.superclasses, split.mean, split.std])
     about = {"facts": facts, "kind": kind_of(split), "checksum": checksum(split, facts)}
     about |= {"made_from": json.dumps(made_from)} if made_from else {}
+    about |= {"told": json.dumps(told)} if told else {}
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:

@@ -103,7 +103,7 @@ def is_sound(path: Path) -> bool:
 
 def processor() -> str:
     """What the processor can do, which decides how its code is made."""
-    told = Path("/proc/cpuinfo").read_text().splitlines()
+    told = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     kinds = ("model name", "flags", "CPU part", "Features")
     return " ".join([platform.machine(), *sorted({x for x in told if x.startswith(kinds)})])
 

@@ -23,6 +23,7 @@ from metarun.runs import checkpoint
 from metarun.runs import folder as runfolder
 from metarun.runs.job import Job
 from metarun.runs.provenance import provenance
+from metarun.runs.report import understood
 from metarun.runs.results import kept
 from metarun.seeds import stream_seed
 from metarun.signals import StopSignals
@@ -83,6 +84,7 @@ def run(job: Job) -> dict[str, Any]:
         console.header(
             {
                 "data": f"{names['data']}, {data.summary()}",
+                **understood(data.facts()),
                 "backbone": names["backbone"],
                 "checkpoint": str(config["checkpoint"] or "none: weights as the backbone is built"),
                 "device": str(device),
@@ -92,15 +94,12 @@ def run(job: Job) -> dict[str, Any]:
         with kept(results, folder, earlier or {}, started) as began:
             for name, text in texts.items():
                 runfolder.write_text(folder / name, text)
-            embedded = {
-                name: embed(backbone, data.open(name).to(device.torch_device), device, name)
-                for name in SPLITS
-            }
+            embedded = embed_all(backbone, data, device)
             stop.heed()
             stored = features.store(to, embedded, made_from)
             results |= {
                 "status": "finished",
-                "features": {**stored.facts(), "shape": list(embedded["train"].input_shape)},
+                "features": {**stored.facts(), "shape": list(embedded["test"].input_shape)},
                 "folder": str(to),
                 "seconds": round(time.time() - began, 1),
             }
@@ -145,21 +144,35 @@ def refuse_shared_statistics(backbone: nn.Module) -> None:
             )
 
 
+def embed_all(backbone: nn.Module, data: DataSet, device: Device) -> dict[str, Split]:
+    """Each split with its features for examples; one that has no classes stays without."""
+    there = [name for name in SPLITS if data.outlines[name].classes]
+    embedded = {
+        name: embed(backbone, data.open(name).to(device.torch_device), device, name)
+        for name in there
+    }
+    if not there:
+        raise UserError(f"mode=embed: data={data.name} has no examples")
+    some = embedded[there[-1]]
+    like: dict[str, Any] = {"mean": some.mean, "std": some.std, "kind": some.kind}
+    for name in set(SPLITS) - set(there):
+        embedded[name] = replace(data.outlines[name], x=some.x[:0], sizes=(), lengths=None, **like)
+    return {name: embedded[name] for name in SPLITS}
+
+
 @torch.no_grad()
 def embed(backbone: nn.Module, split: Split, device: Device, name: str) -> Split:
     """The split with its features for examples: float32, in main memory. What several rows show is
     computed and stored once."""
     examples = replace(split, index=None)
     rows = torch.arange(len(split.x)).split(AT_ONCE)
-    x: Tensor | None = None
+    x: Tensor = torch.empty(0)
     with device.autocast():
         for part in track(rows, f"Embedding {name}", len(rows)):
             z = backbone(examples.take(part)).float().cpu()
-            if x is None:
+            if not len(x):
                 x = z.new_empty(len(split.x), *z.shape[1:])
             x[part[0] : part[-1] + 1] = z
-    if x is None:
-        raise UserError(f"mode=embed: the {name} split has no examples")
     if not x.isfinite().all():
         raise UserError(f"mode=embed: features of the {name} split are not finite")
     return replace(

@@ -22,6 +22,7 @@ def header(parts: Parts, job: Job) -> dict[str, str]:
     test, training = config["eval"], config["sampler"]
     rows = {
         "data": f"{names['data']}, {data.summary()}",
+        **understood(data.facts()),
         "test task": f"{task_kind(test, data.metric)}, {test['episodes']} episodes",
         "algorithm": f"{names['algo']}, {count_parameters(algorithm):,} parameters",
         "backbone": f"{names['backbone']}, {network_line(parts.network)}",
@@ -47,6 +48,31 @@ def header(parts: Parts, job: Job) -> dict[str, str]:
     return rows
 
 
+def understood(facts: dict[str, Any], source: str = "") -> dict[str, str]:
+    """What was understood of the data, and what looks odd about it, in rows, if anything is told of
+    that."""
+    rows: dict[str, str] = {}
+    for name, of_source in facts.get("sources", {}).items():
+        rows |= understood(of_source, f" of {name}")
+    features, left_out = facts.get("features", []), facts.get("left_out", {})
+    columns = [f"{len(features)} feature{'s' * (len(features) != 1)}: {ends(features)}"]
+    columns = columns if features else []
+    if left_out:
+        columns.append(
+            "left out: " + ", ".join(f"{name!r} ({why})" for name, why in left_out.items())
+        )
+    rows[f"columns{source}"] = "; ".join(columns)
+    rows[f"read as{source}"] = facts.get("read_as", "")
+    rows[f"deep pictures{source}"] = facts.get("deep_pictures", "")
+    rows[f"doubts{source}"] = "\n".join(facts.get("doubts", []))
+    return {key: row for key, row in rows.items() if row}
+
+
+def ends(names: list[str]) -> str:
+    """The names, or of many the first and the last."""
+    return ", ".join(names) if len(names) <= 4 else f"{names[0]} … {names[-1]}"
+
+
 def prepared(mode: str, name: str, data: Data, seconds: float) -> str:
     """What mode=prepare or mode=verify says of data that is as it should be."""
     if isinstance(data, MixtureData):
@@ -54,9 +80,11 @@ def prepared(mode: str, name: str, data: Data, seconds: float) -> str:
         return "\n\n".join(prepared(mode, source, of_source, seconds) for source, of_source in each)
     if not isinstance(data, DataSet):
         return f"data={name} has no files, it is drawn when it is needed: nothing to {mode}"
-    facts, some = data.facts(), data.outlines["train"].input_shape
+    facts, some = data.facts(), data.outlines["test"].input_shape
     rows = {
         "data": name if mode == "prepare" else f"{name}, ok: the source and the prepared files",
+        **({"split": facts["split"]} if "split" in facts else {}),
+        **understood(facts),
         **{part: by_split(facts[part]) for part in ("classes", "examples")},
         "kind": facts["kind"],
         "example": "×".join(map(str, some)),

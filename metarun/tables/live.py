@@ -48,7 +48,7 @@ class Watch:
                 self.table(), console=terminal, refresh_per_second=1, redirect_stdout=False
             )
             self.quiet.enter_context(self.live)
-            silence = self.quiet.enter_context(open(os.devnull, "w"))
+            silence = self.quiet.enter_context(open(os.devnull, "w", encoding="utf-8"))
             self.quiet.enter_context(contextlib.redirect_stdout(silence))
         self.thread = threading.Thread(target=self.watch, daemon=True)
         self.thread.start()

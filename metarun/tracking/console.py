@@ -200,9 +200,12 @@ def duration(seconds: float) -> str:
 
 
 def aligned(rows: dict[str, str]) -> str:
-    """One line a row, the values below one another."""
+    """One line a row, or as many as the value has, the values below one another."""
     width = max(map(len, rows), default=0)
-    return "\n".join(f"{key:<{width}}  {value}" for key, value in rows.items())
+    below = "\n" + " " * (width + 2)
+    return "\n".join(
+        f"{key:<{width}}  {value.replace(chr(10), below)}" for key, value in rows.items()
+    )
 
 
 def grid(rows: dict[str, str]):  # type: ignore[no-untyped-def]  # a rich.table.Table

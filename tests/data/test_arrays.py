@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from metarun.data import arrays
 from metarun.errors import UserError
 
-OPTIONS = {"split_file": None, "fractions": [0.6, 0.2, 0.2], "split_seed": 0}
+OPTIONS = {"min_examples": 0, "split_file": None, "fractions": [0.6, 0.2, 0.2], "split_seed": 0}
 Y = np.array([2, 10, 2, 0, 10, 0])  # sorted as numbers: 0, 2, 10
 SPLIT = np.array(["test", "val", "test", "train", "val", "train"])
 VECTORS = np.arange(12.0).reshape(6, 2)
@@ -29,9 +29,13 @@ def members(data):
     return {split: list(outline.classes) for split, outline in data.outlines.items()}
 
 
-@pytest.mark.parametrize("names", [("x", "y"), ("features", "labels")])
+@pytest.mark.parametrize(
+    "names",
+    [("x", "y"), ("features", "labels"), ("X", "Y"), ("Data", "target"), ("IMAGES", "Class")],
+)
 def test_vectors_with_a_split(tmp_path, names):
-    data = load(stored(tmp_path, **{names[0]: VECTORS, names[1]: Y, "split": SPLIT}))
+    data = load(stored(tmp_path, **{names[0]: VECTORS, names[1]: Y, "Split": SPLIT}))
+    assert data.facts()["split"] == "by array 'Split'"
     assert data.name == "npz"
     assert members(data) == {"train": ["0"], "val": ["10"], "test": ["2"]}
     train = data.open("train")
@@ -66,7 +70,28 @@ def test_splits_apart(tmp_path):
     assert test.first_row.tolist() == [0, 2, 4]
     assert test.superclasses == ("ds", "es")
     del content["x_val"]
-    with pytest.raises(UserError, match="end in _train and _test: give all of _train, _val, _test"):
+    with pytest.raises(UserError, match="has x_train and x_test: give those of all of train, val"):
+        load(stored(tmp_path, **content))
+    del content["x_train"]
+    content["notes"] = np.zeros(3)
+    data = load(stored(tmp_path, **content))
+    assert members(data) == {"train": [], "val": [], "test": ["d", "e"]}
+    assert "notes" in data.facts()["left_out"]
+
+
+@pytest.mark.parametrize("names", ["X_{}", "x{}", "{}_data", "images-{}", "Features_{}"])
+def test_splits_apart_by_other_names(tmp_path, names):
+    content = {}
+    for k, split in enumerate(("TRAIN", "valid", "Test")):
+        content[names.format(split)] = VECTORS + k / 3
+        content[f"{split}_labels"] = Y + 20 * k
+    data = load(stored(tmp_path, **content))
+    assert members(data)["val"] == ["20", "22", "30"]
+    assert data.facts()["split"] == "by arrays " + ", ".join(
+        names.format(split) for split in ("TRAIN", "valid", "Test")
+    )
+    content["x"] = VECTORS
+    with pytest.raises(UserError, match=r"has x, and .* beside: give either all examples"):
         load(stored(tmp_path, **content))
 
 
@@ -79,13 +104,18 @@ def test_listed_and_by_chance(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("divided", [None, "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float32"])
 @pytest.mark.parametrize(
     "shape", [(6, 5, 4), (6, 1, 5, 4), (6, 5, 4, 1), (6, 3, 5, 4), (6, 5, 4, 3)]
 )
-def test_bytes_are_images(tmp_path, shape):
-    """With channels first, last or none, always [N, C, H, W]; normalised when they are taken."""
+def test_bytes_are_images(tmp_path, shape, dtype, divided):
+    """With channels first, last or none, always [N, C, H, W], whatever type of number they are
+    stored as, and divided by 255 too; normalised when they are taken."""
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    data = load(stored(tmp_path, images=images, y=Y, split=SPLIT))
+    kept = images.astype(dtype) if divided is None else images.astype(divided) / 255
+    data = load(stored(tmp_path, images=kept, y=Y, split=SPLIT))
+    assert data.facts()["read_as"].startswith("images [")
     train = data.open("train")
     channels = 3 if 3 in shape else 1
     assert train.x.shape == (2, channels, 5, 4)
@@ -111,6 +141,35 @@ def test_what_is_neither_stays_a_number(tmp_path):
     assert load(stored(tmp_path, x=maps, y=Y)).open("test").input_shape == (2, 3, 3)
 
 
+@pytest.mark.parametrize("shape", [(6, 5, 4), (6, 5, 4, 3), (6, 3, 5, 4)])
+def test_pictures_of_fractions_stay_so(tmp_path, shape):
+    """No byte has their values; they have the shape of images all the same, channels first."""
+    pictures = np.random.default_rng(0).random(shape)
+    data = load(stored(tmp_path, x=pictures, y=Y, split=SPLIT))
+    train = data.open("train")
+    assert (train.kind, train.x.shape) == ("vectors", (2, 1 if len(shape) == 3 else 3, 5, 4))
+    wanted = pictures[[3, 5]]
+    wanted = wanted[:, None] if len(shape) == 3 else wanted
+    wanted = np.moveaxis(wanted, 3, 1) if wanted.shape[1] == 5 else wanted
+    np.testing.assert_allclose(train.x, wanted, rtol=1e-6)
+
+
+def test_pictures_that_are_all_black_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"all 6 pictures are one colour, \[0\] of 255"):
+        load(stored(tmp_path, x=np.zeros((6, 5, 4), np.uint8), y=Y))
+    faint = np.random.default_rng(0).integers(0, 2, (6, 5, 4))
+    (said,) = load(stored(tmp_path, x=faint.astype(np.uint8), y=Y)).facts()["doubts"]
+    assert said == "the training pictures go from 0 to 1 of 255: they have hardly any contrast"
+
+
+def test_classes_that_are_too_small_are_left_out(tmp_path):
+    y = np.array([1, 1, 2, 2, 3, 3, 4, 5])
+    data = load(stored(tmp_path, x=np.arange(16.0).reshape(8, 2), y=y), min_examples=2)
+    assert sorted(n for names in members(data).values() for n in names) == ["1", "2", "3"]
+    (said,) = data.facts()["doubts"]
+    assert said.startswith("left out 2 of 5 classes")
+
+
 def wrong(x=VECTORS, y=Y, **more):
     return {"x": x, "y": y, **more}
 
@@ -118,7 +177,7 @@ def wrong(x=VECTORS, y=Y, **more):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"a": VECTORS}, "has a: examples must be named x (or images, features) and labels y"),
+        ({"a": VECTORS}, "has a: examples must be named x (or images, features, data) and lab"),
         ({"x": VECTORS}, "labels y"),
         (wrong(y=Y[:5]), "y has shape [5], but there are 6 rows"),
         (wrong(y=np.eye(6)), "y has shape [6, 6]"),
@@ -129,9 +188,9 @@ def wrong(x=VECTORS, y=Y, **more):
         (wrong(x=np.where(VECTORS == 7, np.nan, VECTORS)), "row 3 of x has a number that is not"),
         (wrong(split=Y), "split has 10: give 0 (train), 1 (val) and 2 (test)"),
         (wrong(split=Y - 20), "split has -20: give 0 (train), 1 (val) and 2 (test)"),
-        (wrong(split=np.array(["train"] * 6)), "no class is in the split val"),
+        (wrong(split=np.array(["train"] * 6)), "gives no class to val and test"),
         (wrong(split=np.roll(SPLIT, 1)), "some rows"),
-        (wrong(superclass=np.arange(6)), "class '0' has the superclass 3 in some rows and 5 in"),
+        (wrong(superclass=np.arange(6)), "class '0' has the superclass '3' in some rows and '5'"),
         (
             {f"{n}_{s}": v for s in ("train", "val", "test") for n, v in wrong().items()},
             "class '0' is in both train and val",

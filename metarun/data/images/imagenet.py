@@ -4,7 +4,6 @@ ImageNet may not be redistributed, so nothing is fetched: what is there is looke
 that the forms in use have. A class is named by its WordNet number (n01532829).
 """
 
-import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,9 +16,8 @@ import PIL
 from metarun.data.pictures import decode, picture_splits
 from metarun.data.split import Split
 from metarun.data.store import SPLITS, DataSet, data_folder, prepare, sha256
+from metarun.data.told import doubt
 from metarun.errors import UserError
-
-log = logging.getLogger(__name__)
 
 FORMAT = "1"  # of the images below; a change to them needs a new number
 ENDINGS = (".jpg", ".jpeg", ".png")
@@ -178,9 +176,9 @@ def warn_of_counts(counts: Mapping[str, int], standard: int) -> None:
     if other:
         some = ", ".join(f"{name} has {count}" for name, count in list(other.items())[:3])
         more = ", ..." if len(other) > 3 else ""
-        log.warning(
-            "not the standard set: %d of %d classes have other than %d pictures (%s%s)",
-            *(len(other), len(counts), standard, some, more),
+        doubt(
+            f"not the standard set: {len(other)} of {len(counts)} classes have other than "
+            f"{standard} pictures ({some}{more})"
         )
 
 

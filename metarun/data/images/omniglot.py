@@ -46,7 +46,7 @@ TURNS = (0, 90, 180, 270)  # degrees, counter-clockwise
 # Vinyals et al. 2016. "lake" tests on the authors' evaluation set; its validation alphabets are the
 # five that Vinyals et al. chose, which are all of the background set. "minimal" is ours:
 # the authors' first small background set against what only the second one has.
-LISTS = json.loads(Path(__file__).with_name("omniglot_splits.json").read_text())
+LISTS = json.loads(Path(__file__).with_name("omniglot_splits.json").read_text(encoding="utf-8"))
 
 
 def load(root: str | None, splits: str, rotations: bool, size: int) -> DataSet:

@@ -1,19 +1,26 @@
 import io
 import json
 import os
+import shutil
 import struct
+import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from metarun.data import own_pictures
 from metarun.data.images import image_folder
 from metarun.data.pictures import decode
+from metarun.data.split_by_class import by_chance
 from metarun.errors import UserError
 
 OPTIONS = {
     "size": 8,
     "grey": False,
+    "range": None,
+    "min_examples": 0,
     "split_file": None,
     "fractions": [0.6, 0.2, 0.2],
     "split_seed": 0,
@@ -30,10 +37,13 @@ def paint(path, colour, size=(8, 8), mode="RGB"):
 
 
 def fill(root, classes, pictures=3):
-    """`pictures` plain pictures a class; class c has red value 10 c."""
+    """`pictures` plain pictures a class; class c has red value 10 c. No two files are the same: the
+    name of the root and of the class is in a comment."""
     for c, name in enumerate(classes):
         for i in range(pictures):
             paint(root / name / f"{i}.png", (10 * c, i, 0))
+            with open(root / name / f"{i}.png", "ab") as file:
+                file.write(f"{root.name}/{name}".encode())  # after the picture's end
 
 
 def members(data):
@@ -46,6 +56,8 @@ def test_folders_of_splits(tmp_path):
     fill(tmp_path / "test", ["d"])
     data = load(tmp_path)
     assert members(data) == {"train": {"a", "b"}, "val": {"c"}, "test": {"d"}}
+    assert data.facts()["split"] == "by folders train, valid, test"
+    assert data.facts()["doubts"] == []
     train = data.open("train")
     assert train.first_row.tolist() == [0, 3, 6]
     assert train.x[:, 0, 0, 0].tolist() == [0, 0, 0, 10, 10, 10]
@@ -74,7 +86,9 @@ LISTS = {
     "by_class.csv": "class,split\na,train\nb,val\nc,test\n",
     "by_picture.csv": "filename,label,split\n1.png,a,train\n2.png,a,train\n1.png,b,val\nx,c,test\n",
     "marked.csv": "\ufefflabel,split\r\na,train\r\nb,validation\r\nc,test\r\n",
+    "spreadsheet.csv": "Class ;Split\na;Train\nb;Valid\n\nc;TEST\n;\n",
     "lists.json": json.dumps({"train": ["a"], "val": ["b"], "test": ["c"]}),
+    "others.json": json.dumps({"Training": ["a"], "dev": ["b"], "TEST": ["c"]}),
 }
 
 
@@ -95,11 +109,12 @@ def test_lists(tmp_path, name):
             "label,split\ncat,train\ndgo,val\nfish,test\n",
             "'dgo', which .* names; is 'dog' meant",
         ),
-        ("label,split\ncat,train\ndog,dev\n", "split 'dev': use train, val and test"),
+        ("label,split\ncat,train\ndog,eval\n", "split 'eval': use train, val and test"),
+        ("label,split\ncat,train\ndog,dev\n", "gives no class to test: train, val and test"),
         ("label,split\ncat,train\ncat,val\nfish,test\n", "'cat' is in both train and val"),
         ("name,split\ncat,train\n", "columns label"),
         ("", "columns label"),
-        ("label,split\ncat\n", "columns label"),
+        ("label,split\ncat\n", "line 2: it has 1 columns"),
     ],
 )
 def test_wrong_lists(tmp_path, text, told):
@@ -107,6 +122,187 @@ def test_wrong_lists(tmp_path, text, told):
     (tmp_path / "split.csv").write_text(text)
     with pytest.raises(UserError, match=told):
         load(tmp_path, split_file=str(tmp_path / "split.csv"))
+
+
+def test_names_from_a_mac(tmp_path):
+    """A folder's accents are taken apart, those of a list typed on a keyboard are not."""
+    names = ["caf\u00e9", "na\u00efve", "\u00fcber"]
+    fill(tmp_path, [unicodedata.normalize("NFD", name) for name in names])
+    listed = dict(zip(("train", "val", "test"), ([name] for name in names), strict=True))
+    (tmp_path / "s.json").write_text(json.dumps(listed), encoding="utf-8")
+    data = load(tmp_path, split_file="s.json")
+    assert members(data) == {split: set(inside) for split, inside in listed.items()}
+    assert data.facts()["split"] == "by data.split_file=s.json"
+    fill(tmp_path, names[:1])
+    with pytest.raises(UserError, match="there are two classes 'caf\u00e9', which differ only in"):
+        load(tmp_path, split_file="s.json")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Train", "Val", "Test"),
+        ("TRAINING", "dev", "testing"),
+        ("meta-train", "meta_val", "Meta Test"),
+    ],
+)
+def test_folders_of_splits_however_they_are_called(tmp_path, names):
+    for name, classes in zip(names, ("ab", "c", "d"), strict=True):
+        fill(tmp_path / name, classes)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "a.xml").write_text("<a/>")
+    data = load(tmp_path)
+    assert members(data) == {"train": {"a", "b"}, "val": {"c"}, "test": {"d"}}
+    assert data.facts()["split"] == f"by folders {', '.join(names)}"
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (("Train", "Test"), "has Train and Test but no val: for a split by folders, all classes"),
+        (("train",), "has train but no val and no test"),
+        (("Train", "val", "Test", "cats"), "has Train and val and Test, which mean splits, but"),
+        (("train", "val", "dev", "test"), "'dev' and 'val' both mean the split val"),
+        (("cats", "dogs", "validation"), "has validation, which mean splits, but also cats, dogs"),
+    ],
+)
+def test_folders_some_of_which_are_splits(tmp_path, folders, said):
+    for i, name in enumerate(folders):
+        fill(tmp_path / name, [f"{i}", f"{i}x"])
+    with pytest.raises(UserError, match=said):
+        load(tmp_path)
+
+
+def test_the_same_classes_under_capitals_are_refused(tmp_path):
+    for name in ("Train", "Val", "Test"):
+        fill(tmp_path / name, ["c00", "c01"])
+    with pytest.raises(UserError, match="class 'c00' is in both train and val"):
+        load(tmp_path)
+
+
+def test_a_test_split_alone(tmp_path):
+    fill(tmp_path / "Test", ["a", "b"])
+    data = load(tmp_path)
+    assert members(data) == {"train": set(), "val": set(), "test": {"a", "b"}}
+    x = data.open("test").x.double() / 255
+    assert data.outlines["test"].mean == pytest.approx(x.mean((0, 2, 3)).tolist())
+    (said,) = data.facts()["doubts"]
+    assert said.startswith("there are no training pictures")
+
+
+def test_every_ending_that_pillow_opens(tmp_path):
+    """Those of browsers and others, odd ones by how the file begins; what is left out is told."""
+    fill(tmp_path, [f"c{i}" for i in range(6)], pictures=4)
+    kinds = {".jfif": "JPEG", ".JPE": "JPEG", ".ppm": "PPM", ".avif": "AVIF", ".jp2": "JPEG2000"}
+    for i, (ending, kind) in enumerate({**kinds, ".tga": "TGA"}.items()):
+        Image.new("RGB", (8, 8), (20 * i, 0, 9)).save(tmp_path / f"c{i}" / f"x{ending}", kind)
+    (tmp_path / "c0" / "0.png").rename(tmp_path / "c0" / "0")
+    (tmp_path / "c0" / "1.png").rename(tmp_path / "c0" / "1.png_large")
+    paint(tmp_path / "loose.png", "red")
+    for name in ("notes.txt", "Thumbs.db", "about.json"):
+        (tmp_path / "c1" / name).write_text("none")
+    (tmp_path / "c2" / "x.docx").write_text("none")
+    (tmp_path / "lost").mkdir()
+    for i in range(7):
+        (tmp_path / "lost" / f"{i}.xyz").write_text("none")
+    data = load(tmp_path)
+    assert sum(data.facts()["examples"].values()) == 6 * 5
+    loose, left_out, no_class = data.facts()["doubts"]
+    assert loose.startswith("left out 1 picture in no class folder: ")
+    assert left_out.startswith("left out 8 files that are no pictures: ")
+    assert left_out.endswith(" and 3 more")
+    assert no_class.startswith("no class, since they have files but no picture: 1 folder: ")
+    assert no_class.endswith("lost")
+
+
+def deep(values, kind):
+    """The picture of values in [0, 1], kept with this many bits or as floats."""
+    if kind == "float":
+        return Image.fromarray(values.astype(np.float32))
+    kept = (values * (2 ** min(kind, 16) - 1)).astype(np.uint16 if kind <= 16 else np.int32)
+    return Image.fromarray(kept)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("kind", [8, 12, 16, 32, "float"])
+def test_deep_pictures_are_those_of_8_bits(tmp_path, kind, ending):
+    """Whichever bits of how many are used: the same pictures, but for rounding."""
+    if ending == "png" and kind in (32, "float"):
+        pytest.skip("PNG has no such pictures")
+    draw = np.random.default_rng(0)
+    for name in "abc":
+        for folder in ("plain", "deep"):
+            (tmp_path / folder / name).mkdir(parents=True)
+        for i in range(2):
+            values = draw.random((8, 8))
+            values[0, :2] = 0, 1
+            plain = Image.fromarray((values * 255).astype(np.uint8))
+            plain.save(tmp_path / "plain" / name / f"{i}.{ending}")
+            deep(values, kind).save(tmp_path / "deep" / name / f"{i}.{ending}")
+    plain, found = (load(tmp_path / folder, grey=True) for folder in ("plain", "deep"))
+    top = {"float": "1", 8: "255", 12: "4095"}.get(kind, "65535")
+    assert found.facts()["deep_pictures"].startswith(f"6 have more than 8 bits: 0 to {top} became")
+    assert "deep_pictures" not in plain.facts()
+    for split in ("train", "val", "test"):
+        apart = (plain.open(split).x.int() - found.open(split).x.int()).abs().max()
+        assert apart <= (0 if kind == 8 else 1)
+    half = 32767.5 if top == "65535" else float(top) / 2
+    dark = load(tmp_path / "deep", grey=True, range=[half, 2 * half]).open("train").x
+    assert 0.3 < (dark == 0).float().mean() < 0.7, "the lower half is black"
+
+
+@pytest.mark.parametrize("range_", [[1], [2, 1], 3, ["a", "b"]])
+def test_a_range_is_two_numbers(tmp_path, range_):
+    fill(tmp_path, "abc")
+    with pytest.raises(UserError, match=r"data\.range=.*: give the value that is black"):
+        load(tmp_path, range=range_)
+
+
+def test_pictures_that_are_all_black_are_refused(tmp_path):
+    for name in "abc":
+        paint(tmp_path / name / "0.bmp", "black")
+        with open(tmp_path / name / "0.bmp", "ab") as file:
+            file.write(name.encode())
+    with pytest.raises(UserError, match=r"all 3 pictures are one colour, \[0, 0, 0\] of 255"):
+        load(tmp_path)
+
+
+def test_the_same_picture_twice(tmp_path):
+    """In two classes of a split it is told, in two splits refused."""
+    for split, classes in (("train", "ab"), ("val", "c"), ("test", "d")):
+        fill(tmp_path / split, classes)
+    copy = (tmp_path / "train/a/0.png").read_bytes()
+    (tmp_path / "train/b/copy.png").write_bytes(copy)
+    (said,) = load(tmp_path).facts()["doubts"]
+    assert said.startswith("1 picture stands in two classes, byte for byte, such as ")
+    (tmp_path / "test/d/copy.png").write_bytes(copy)
+    with pytest.raises(UserError, match=r"1 picture stands in two splits, byte for byte, .*copy\."):
+        load(tmp_path)
+
+
+def test_classes_that_are_too_small_are_left_out(tmp_path):
+    fill(tmp_path, "abcd")
+    fill(tmp_path, "xy", pictures=2)
+    data = load(tmp_path, min_examples=3)
+    assert set.union(*members(data).values()) == set("abcd")
+    assert data.facts()["doubts"] == [
+        "left out 2 of 6 classes, which have fewer than data.min_examples=3 examples: x, y"
+    ]
+
+
+def test_a_test_split_alone_is_tested_and_embedded(metarun):
+    metarun.run("name=a")
+    best = "checkpoint=outputs/a/checkpoints/best.pt"
+    root = Path(metarun.data[1].removeprefix("data.root="))
+    shutil.copytree(root / "test", metarun.folder / "alone" / "Test")
+    data = [o if not o.startswith("data.root=") else "data.root=alone" for o in metarun.data]
+    alone = [*data, "backbone.width=8", "device=cpu", best]
+    said = metarun.error(*alone[:-1], "tracker=none", "train.steps=2")
+    assert said.startswith("data=image_folder has no classes to train on")
+    metarun.main(*alone, "mode=test", "tracker=none", "eval.episodes=4", "hydra.run.dir=outputs/b")
+    assert metarun.results("b")["test"]["episodes"] == 4
+    metarun.main(*alone, "mode=embed", "to=features", "hydra.run.dir=outputs/c")
+    assert metarun.results("c")["features"]["classes"] == {"train": 0, "val": 0, "test": 21}
 
 
 def test_no_list(tmp_path):
@@ -128,6 +324,8 @@ def test_by_chance(tmp_path):
     }
     assert len(set.union(*split.values())) == 10
     assert members(load(tmp_path)) == split
+    said = "split at random by data.split_seed=0: 6 / 2 / 2 classes (train / val / test)"
+    assert load(tmp_path).summary() == said
     others = [members(load(tmp_path, split_seed=seed)) for seed in (1, 2, 3)]
     assert any(other != split for other in others)
 
@@ -136,7 +334,7 @@ def test_by_chance(tmp_path):
 @pytest.mark.parametrize("fractions", [[0.64, 0.16, 0.2], [0.98, 0.01, 0.01], [0.01, 0.01, 0.98]])
 def test_by_chance_every_split_gets_a_class(classes, fractions):
     names = {f"c{i}": [] for i in range(classes)}
-    split = image_folder.by_chance(names, fractions, seed=0)
+    split = by_chance(names, fractions, seed=0)
     assert all(split.values())
     assert sorted(name for part in split.values() for name in part) == sorted(names)
 
@@ -185,27 +383,22 @@ def test_nested_classes_links_and_hidden_files(tmp_path):
 
 def test_middle_square(tmp_path):
     """A picture of 32 x 8, its middle 8 x 8 red: only that is left, and upright the same."""
-    for name, turn in (("a", 0), ("b", 90), ("c", 0)):
-        (tmp_path / name).mkdir()
+    for turn in (0, 90):
         picture = Image.new("RGB", (32, 8), "blue")
         picture.paste("red", (12, 0, 20, 8))
-        picture.rotate(turn, expand=True).save(tmp_path / name / "0.png")
-    data = load(tmp_path)
-    for split in data.files:
-        x = data.open(split).x
-        assert (x[:, 0] == 255).all()
-        assert (x[:, 1:] == 0).all()
+        picture.rotate(turn, expand=True).save(tmp_path / "0.png")
+        x = decode(tmp_path / "0.png", 8, grey=False)
+        assert (x[0] == 255).all()
+        assert (x[1:] == 0).all()
 
 
 def test_resizing_averages(tmp_path):
     """A fine black and white chequered board becomes an even grey, not a coarse pattern."""
     board = np.indices((256, 256)).sum(axis=0) % 2 * 255
-    for name in "abc":
-        (tmp_path / name).mkdir()
-        Image.fromarray(board.astype(np.uint8)).save(tmp_path / name / "0.png")
-    x = load(tmp_path, grey=True).open("test").x
-    assert x.shape == (1, 1, 8, 8)
-    assert (x.int() - 127).abs().max() <= 3
+    Image.fromarray(board.astype(np.uint8)).save(tmp_path / "0.png")
+    x = decode(tmp_path / "0.png", 8, grey=True)
+    assert x.shape == (1, 8, 8)
+    assert np.abs(x.astype(int) - 127).max() <= 3
 
 
 def test_kinds_of_pictures(tmp_path):
@@ -232,15 +425,13 @@ def test_pictures_are_upright_as_cameras_mean_it(tmp_path):
     picture.paste("white", (0, 0, 8, 4))  # the upper half
     about = Image.Exif()
     about[0x0112] = 3  # the camera was held upside down
-    for name in "abc":
-        (tmp_path / name).mkdir()
-        picture.save(tmp_path / name / "0.png", exif=about)
-    x = load(tmp_path).open("val").x
+    picture.save(tmp_path / "0.png", exif=about)
+    x = decode(tmp_path / "0.png", 8, grey=False)
     assert (x[..., :4, :] == 0).all()
     assert (x[..., 4:, :] == 255).all()
 
 
-def test_unreadable_pictures_are_named_and_left_out(tmp_path, caplog):
+def test_unreadable_pictures_are_named_and_left_out(tmp_path):
     fill(tmp_path, ["a", "b", "c"], pictures=8)
     for i in range(7):
         (tmp_path / "b" / f"{i}.png").write_bytes(b"not a picture")
@@ -254,10 +445,10 @@ def test_unreadable_pictures_are_named_and_left_out(tmp_path, caplog):
         for name, size in zip(outline.classes, outline.first_row.diff().tolist(), strict=True)
     }
     assert sizes == {"a": 8, "b": 1, "c": 7}
-    (record,) = caplog.records
-    assert "9 unreadable pictures" in record.message
-    assert "and 4 more" in record.message
-    assert record.message.count(".png") == 5
+    (said,) = data.facts()["doubts"]
+    assert "9 unreadable pictures" in said
+    assert "and 4 more" in said
+    assert said.count(".png") == 5
 
 
 def test_a_class_without_readable_pictures(tmp_path):
@@ -271,7 +462,7 @@ def test_a_change_of_the_pictures_is_noticed(tmp_path, monkeypatch):
     fill(tmp_path, ["a", "b", "c"])
     before = load(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(image_folder, "build", None)  # not called
+        patch.setattr(own_pictures, "build", None)  # not called
         assert load(tmp_path).checksum == before.checksum
     paint(tmp_path / "b" / "1.png", "green")
     os.utime(tmp_path / "b" / "1.png", ns=(1, 1))
