@@ -177,7 +177,7 @@ def refuse_foreign_targets(config: Config, key: str) -> None:
         except (ImportError, AttributeError, ValueError) as error:
             reason = f"it cannot be imported: {' '.join(str(error).split())}"
             if target.startswith("metarun."):
-                reason = "this metarun has nothing of that name"
+                reason = "it cannot be imported: this metarun has nothing of that name"
             raise UserError(f"{place}={target}: {reason}") from None
         # Where it really comes from: metarun.cli.main.os.system is not ours.
         home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"

@@ -62,7 +62,7 @@ def task(run: Run) -> str:
     """The test task, as the head of its column."""
     test, metric = run["test"], named(run["test"]["metric"])
     way = "" if metric.of == VALUES else f"{test['way']}-way "
-    support = test["sampler"].get("support")
+    support = test.get("sampler", {}).get("support")
     shot = f"{support} in the support set" if support else f"{test['shot']}-shot"
     asked = "" if metric in (ACCURACY, MSE) else f", {metric.label}"
     return f"{run['names']['data']}, {way}{shot}{asked}"

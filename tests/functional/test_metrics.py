@@ -303,7 +303,7 @@ def test_the_better_of_two():
     assert not MSE.better(0.6, 0.5)
     for metric in METRICS.values():
         assert metric.better(0.5, math.nan)
-        assert metric.better(math.nan, math.nan)
+        assert not metric.better(math.nan, math.nan)
         assert not metric.better(math.nan, 0.5)
         worse, better = (0.2, 0.3) if metric.higher_is_better else (0.3, 0.2)
         assert metric.better(better, worse)
