@@ -353,6 +353,7 @@ def test_asked_to_stop(metarun, number):
     assert metarun.results("a")["train"]["steps"] == step + 3
 
 
+@pytest.mark.drawing
 def test_a_signal_that_is_lost_while_pictures_are_drawn(metarun, monkeypatch):
     """As in a callback, where what it raises is forgotten: the run stops all the same."""
 

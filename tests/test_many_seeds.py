@@ -126,7 +126,7 @@ def test_tests_that_are_not_finite_are_told(metarun, capsys):
 def test_the_time_is_that_of_the_steps(metarun, monkeypatch):
     """Of each seed, whichever validates or saves meanwhile: here steps take a second."""
     clock = SimpleNamespace(now=0.0)
-    clock.perf_counter = lambda: clock.now
+    clock.perf_counter = clock.monotonic = lambda: clock.now
     monkeypatch.setattr(train, "time", clock)
 
     def taking(seconds, what):

@@ -45,7 +45,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GP
 # meets, all of them, and meets no other.
 LOG = {"training/loop.py Window.close _to_copy"}  # a line of the log: its steps' figures at once
 CHECKPOINT = {"training/loop.py refuse_lost_weights _local_scalar_dense"}  # of finite weights alone
-FIGURES = {"testing/answers.py answers _to_copy"}  # of all the tasks of a test, at its end
+FIGURES = {"testing/answers.py answers_at_once _to_copy"}  # of all the tasks of a test, at its end
 UNCOUNTED = {"episodes.py Episodes.sizes_on_cpu _to_copy"}  # ragged, from a sampler of one's own
 
 WAY, SHAPE = 3, (1, 16, 16)

@@ -5,10 +5,12 @@ Each names functions of metarun's own that would do it. All end in one line, and
 
 import json
 import shutil
+from copy import deepcopy
 
 import pytest
 import torch
 
+from metarun.runs import checkpoint
 from tests.conftest import QUICK
 
 WRITES = {
@@ -76,7 +78,7 @@ def test_a_checkpoint_runs_nothing(metarun, run):
     content = torch.load(metarun.folder / "outputs/a/checkpoints/best.pt", weights_only=True)
     for number, algo in enumerate([*EVIL.values(), ENVIRONMENT, None, "x", {}, []]):
         content["config"]["algo"] = algo
-        torch.save(content, metarun.folder / "bad.pt")
+        checkpoint.save(metarun.folder / "bad.pt", content)
         embed = ["mode=embed", "checkpoint=bad.pt", "backbone.width=8", "to=features"]
         folder = f"hydra.run.dir=outputs/embed{number}"
         assert "algo" in run(*metarun.data, *embed, "device=cpu", folder)
@@ -102,9 +104,9 @@ def test_a_runs_folder_runs_nothing(metarun, run, group):
 
 def test_a_runs_folder_reads_no_environment(metarun, run):
     path = metarun.folder / "outputs/a/results.json"
-    results = path.read_text()
+    results = metarun.results("a")
     for group, key in (("tracker", "tags"), ("data", "root"), ("algo", "distance")):
-        changed = json.loads(results)
+        changed = deepcopy(results)
         changed["config"][group][key] = ["${oc.env:SECRET}"]
         path.write_text(json.dumps(changed))
         assert f"{group}.{key}" in run("rerun=outputs/a")

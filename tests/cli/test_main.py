@@ -424,7 +424,7 @@ def test_own_class(metarun, monkeypatch):
 
 def test_hydras_callbacks_and_logging_of_an_allowed_package(metarun, monkeypatch):
     """They are the person's own, once they say so; nothing else comes in with them."""
-    (metarun.folder / "mine.py").write_text(
+    (metarun.folder / "called.py").write_text(
         "import logging\nfrom hydra.experimental.callback import Callback\n"
         "class Told(Callback):\n"
         "    def on_job_start(self, config, **_): open('told', 'w').close()\n"
@@ -432,11 +432,11 @@ def test_hydras_callbacks_and_logging_of_an_allowed_package(metarun, monkeypatch
         "    def createLock(self): open('logging', 'w').close(); super().createLock()\n"
     )
     monkeypatch.syspath_prepend(metarun.folder)
-    own = ["+hydra.callbacks.x._target_=mine.Told"]
+    own = ["+hydra.callbacks.x._target_=called.Told"]
     logs = {
         "version": 1,
         "disable_existing_loggers": False,
-        "handlers": {"h": {"class": "mine.Handler"}},
+        "handlers": {"h": {"class": "called.Handler"}},
         "root": {"handlers": ["h"]},
     }
     logging = metarun.folder / "conf" / "hydra" / "job_logging"
@@ -444,7 +444,7 @@ def test_hydras_callbacks_and_logging_of_an_allowed_package(metarun, monkeypatch
     (logging / "mine.yaml").write_text(yaml.safe_dump(logs))
     own += ["--config-dir", "conf", "hydra/job_logging=mine"]
     assert "it cannot be changed" in metarun.error(*own)
-    assert metarun.run(*own, "plugins.allow=[mine]", "name=own")["status"] == "finished"
+    assert metarun.run(*own, "plugins.allow=[called]", "name=own")["status"] == "finished"
     assert (metarun.folder / "told").exists()
     assert (metarun.folder / "logging").exists()
     for other in (
@@ -453,7 +453,7 @@ def test_hydras_callbacks_and_logging_of_an_allowed_package(metarun, monkeypatch
         "+hydra.job_logging.handlers.f.class=logging.FileHandler",
         "+hydra.job_logging.handlers.h.filters=['ext://os.environ']",
     ):
-        assert "it cannot be changed" in metarun.error(*own, "plugins.allow=[mine]", other)
+        assert "it cannot be changed" in metarun.error(*own, "plugins.allow=[called]", other)
 
 
 @pytest.mark.parametrize(

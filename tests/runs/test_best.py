@@ -2,9 +2,12 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+
+from metarun.runs import checkpoint
 
 
 @pytest.fixture
@@ -74,7 +77,7 @@ def test_what_this_training_did_not_keep(metarun, run, change, said):
     best, more = run
     content = torch.load(best, weights_only=True)
     change(content)
-    torch.save(content, best)
+    checkpoint.save(best, content)
     assert said in metarun.error(*more())
 
 
@@ -82,7 +85,7 @@ def test_a_weight_that_is_not_finite_is_not_tested(metarun, run):
     best, _ = run
     content = torch.load(best, weights_only=True)
     content["algorithm"] |= not_finite(content["algorithm"])
-    torch.save(content, "bad.pt")
+    checkpoint.save(Path("bad.pt"), content)
     test = ["mode=test", "checkpoint=bad.pt", "backbone.width=8", "hydra.run.dir=outputs/c"]
     assert "a weight is not finite" in metarun.error(*metarun.data, *test, "device=cpu")
 
@@ -91,8 +94,8 @@ def test_the_last_of_another_run(metarun, run):
     """One of the same config, whose state would fit."""
     best, more = run
     path = best.parents[1] / "results.json"
-    results = json.loads(path.read_text())
-    path.write_text(json.dumps(results | {"run_id": "0123456789abcdef"}))
+    results = metarun.results("a") | {"run_id": "0123456789abcdef"}
+    path.write_text(json.dumps(results))
     assert "last.pt is of another run than results.json" in metarun.error(*more())
 
 

@@ -23,7 +23,7 @@ CONFIG = {
     "algo": {"_target_": "metarun.algos.protonet.ProtoNet", "temperature": 1.0},
     "backbone": {"_target_": "metarun.backbones.mlp.MLP", "widths": [4, 2]},
     "optim": {"lr": 0.001},
-    "train": {"steps": 3},
+    "train": {"steps": 3, "split": "train"},
     "device": {"name": "cpu"},
 }
 
@@ -378,7 +378,7 @@ def test_odd_content_is_refused(tmp_path, key, value):
     config = {**CONFIG, "mode": "train"}
 
     def go_on():
-        content = checkpoint.to_start_from(config, tmp_path, going_on=True)
+        content = checkpoint.to_start_from(config, tmp_path, {"run_id": ""})
         checkpoint.restore(training, content, "data")
 
     with pytest.raises(UserError) as refused:
