@@ -18,15 +18,13 @@ from metarun.runs import checkpoint, report
 from metarun.runs import folder as runfolder
 from metarun.runs.job import Job
 from metarun.runs.results import first_results, kept
-from metarun.runs.trackers import start_trackers
+from metarun.runs.trackers import draw_pictures, start_trackers
 from metarun.seeds import stream_seed
 from metarun.signals import StopSignals
 from metarun.tables.shared_training import shared_training
 from metarun.testing import results as figures_of
 from metarun.testing.doubts import doubts_of_test, doubts_of_training, told
-from metarun.testing.fixed_episodes import FixedEpisodes, own_tasks
-from metarun.testing.pictures import draw
-from metarun.tracking import jsonlines, pictures
+from metarun.testing.fixed_episodes import own_tasks
 from metarun.tracking.console import Console
 from metarun.tracking.jsonlines import Record
 from metarun.tracking.trackers import Trackers
@@ -193,14 +191,3 @@ def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
     odd = told(doubts_of_test(parts.config, figures, tested), trackers.console.message)
     batch_norm = report.batch_norm(parts.training.algorithm)
     return {**parts.config["eval"], **tested, "batch_norm": batch_norm, "doubts": odd}
-
-
-def draw_pictures(parts: Parts, episodes: FixedEpisodes, folder: Path, trackers: Trackers) -> None:
-    """The curves of training, and the first test episodes with the model's predictions."""
-    curves, episode = folder / "curves.png", folder / "episode.png"
-    try:
-        pictures.curves(jsonlines.read(folder / "metrics.jsonl"), curves, parts.protocol.metric)
-        draw(parts.training.algorithm, episodes, parts.device, episode)
-    except Exception as error:  # the number is worth more than its picture
-        trackers.console.message(f"a picture could not be drawn: {error!r}")
-    trackers.pictures({path.stem: path for path in (curves, episode) if path.exists()})

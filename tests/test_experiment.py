@@ -20,6 +20,7 @@ from metarun.data.store import DataSet
 from metarun.errors import Interrupted
 from metarun.kernels import library
 from metarun.runs import folder as runfolder
+from metarun.runs import trackers
 from tests.conftest import QUICK
 
 
@@ -361,7 +362,7 @@ def test_a_signal_that_is_lost_while_pictures_are_drawn(metarun, monkeypatch):
         with suppress(Interrupted):
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(experiment, "draw", lost)
+    monkeypatch.setattr(trackers, "draw", lost)
     with pytest.raises(SystemExit) as left:
         metarun.run("name=a")
     assert left.value.code == 130

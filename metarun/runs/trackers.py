@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from metarun.parts import Parts
 from metarun.runs import report
 from metarun.runs.job import Job
-from metarun.tracking import jsonlines
+from metarun.testing.fixed_episodes import FixedEpisodes
+from metarun.testing.pictures import draw
+from metarun.tracking import jsonlines, pictures
 from metarun.tracking.console import Console
 from metarun.tracking.trackers import Trackers
 from metarun.tracking.weights_and_biases import WeightsAndBiases
@@ -52,3 +55,14 @@ def weights_and_biases(
         history=history,
         artifact=tracker["artifact"],
     )
+
+
+def draw_pictures(parts: Parts, episodes: FixedEpisodes, folder: Path, trackers: Trackers) -> None:
+    """The curves of training, and the first test episodes with the model's predictions."""
+    curves, episode = folder / "curves.png", folder / "episode.png"
+    try:
+        pictures.curves(jsonlines.read(folder / "metrics.jsonl"), curves, parts.protocol.metric)
+        draw(parts.training.algorithm, episodes, parts.device, episode)
+    except Exception as error:  # the number is worth more than its picture
+        trackers.console.message(f"a picture could not be drawn: {error!r}")
+    trackers.pictures({path.stem: path for path in (curves, episode) if path.exists()})
