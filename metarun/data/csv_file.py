@@ -17,10 +17,11 @@ from metarun.data.split_by_class import (
     rows_of_classes,
     split_classes,
 )
-from metarun.data.store import DataSet, file_sha256, fingerprint, prepare
+from metarun.data.store import DataSet, fingerprint, prepare
 from metarun.data.table import header_of
 from metarun.data.told import listening
 from metarun.errors import UserError
+from metarun.files import sha256_of
 
 FORMAT = "2"  # of what is prepared below; a change to it needs a new number
 
@@ -80,7 +81,7 @@ def load(
 
     if "path" not in places_of(path, header_of(path), asked):
         key = f"format {FORMAT}, {asked}, {min_examples}, {listed}, {list(fractions)}, "
-        return prepare("csv", f"{key}{split_seed}, {file_sha256(path)}", vectors)
+        return prepare("csv", f"{key}{split_seed}, {sha256_of(path)}", vectors)
     with listening() as told:
         table = read(path, asked)
         splits, superclass_of = split(table)

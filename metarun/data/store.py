@@ -331,12 +331,6 @@ def sha256(*parts: bytes | memoryview) -> str:
     return digest.hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of the file, hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def fingerprint(folder: Path, splits: Mapping[str, Mapping[str, Sequence[Path]]]) -> str:
     """SHA-256 of what is in which split: name, size and time of change of every picture; names
     are told from `folder`."""

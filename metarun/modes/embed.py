@@ -14,10 +14,11 @@ from metarun.configs.committed import matched
 from metarun.configs.composing import spelled
 from metarun.data import features
 from metarun.data.split import Split
-from metarun.data.store import SPLITS, DataSet, file_sha256
+from metarun.data.store import SPLITS, DataSet
 from metarun.device import Device, choose
 from metarun.errors import UserError
 from metarun.experiment import is_done
+from metarun.files import sha256_of
 from metarun.parts import Config, instance, new_backbone, refuse_foreign_targets
 from metarun.runs import checkpoint
 from metarun.runs import folder as runfolder
@@ -123,7 +124,7 @@ def origin(content: dict[str, Any], path: str) -> dict[str, Any]:
     """Which checkpoint this is."""
     return {
         "path": path,
-        "sha256": file_sha256(Path(path).expanduser()),
+        "sha256": sha256_of(Path(path).expanduser()),
         "algo": content["config"]["algo"],
         "step": content["progress"]["step"],
         "trained_on": content["data_checksum"],

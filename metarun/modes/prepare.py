@@ -3,14 +3,13 @@
 import time
 
 from metarun.data import store
-from metarun.parts import Config, instance, refuse_foreign_targets
+from metarun.parts import Config, instance
 from metarun.runs import report
 
 
 def run(config: Config, name: str) -> str:
     """What the data is, in a few lines, once it is prepared (mode=prepare) or found sound
     (mode=verify); raises UserError when it cannot be had, or is not."""
-    refuse_foreign_targets(config, "data")
     before, started = store.task.set(config["mode"]), time.monotonic()
     try:
         data = instance(config, "data")

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from metarun.data.download import download
 from metarun.data.split import Split, stack_classes
-from metarun.data.store import DataSet, data_folder, file_sha256, prepare
+from metarun.data.store import DataSet, data_folder, prepare
 from metarun.errors import UserError
+from metarun.files import sha256_of
 from metarun.tracking.progress import track
 
 FORMAT = "1"  # of the images below; a change to them needs a new number
@@ -63,7 +64,7 @@ def load(root: str | None, splits: str, rotations: bool, size: int) -> DataSet:
         raise UserError(f"data.size={size}: images need at least one pixel, the papers use 28")
     paths = [find(Path(root) if root else data_folder(), name) for name in ARCHIVES[splits]]
     options = f"{splits}, rotations {rotations}, size {size}, Pillow {PIL.__version__}"
-    key = f"format {FORMAT}, {options}, {', '.join(map(file_sha256, paths))}"
+    key = f"format {FORMAT}, {options}, {', '.join(map(sha256_of, paths))}"
     return prepare("omniglot", key, lambda: build(paths, splits, rotations, size))
 
 

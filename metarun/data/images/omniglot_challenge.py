@@ -19,9 +19,10 @@ from metarun.data import archives
 from metarun.data.download import download
 from metarun.data.images import omniglot
 from metarun.data.split import Split, stack_classes
-from metarun.data.store import DataSet, file_sha256, prepare
+from metarun.data.store import DataSet, prepare
 from metarun.episodes import NamedTasks, labelled
 from metarun.errors import UserError
+from metarun.files import sha256_of
 
 FORMAT = "1"  # of the images below; a change to them needs a new number
 ARCHIVE = "all_runs.zip"
@@ -78,10 +79,10 @@ def load(root: str | None, background: str, rotations: bool, mirrors: bool, size
     folder, name = archives.data_root(root), BACKGROUNDS[background]
     path = archives.find(folder, f"{name}.zip") or omniglot.find(folder, name)
     runs = find_runs(folder)
-    about = file_sha256(runs[0]) if runs[0].is_file() else archives.fingerprint(*runs)
+    about = sha256_of(runs[0]) if runs[0].is_file() else archives.fingerprint(*runs)
     looks = f"rotations {rotations}, mirrors {mirrors}"
     options = f"{background}, {looks}, size {size}, Pillow {PIL.__version__}"
-    key = f"format {FORMAT}, {options}, {file_sha256(path)}, {about}"
+    key = f"format {FORMAT}, {options}, {sha256_of(path)}, {about}"
 
     def build() -> dict[str, Split]:
         test = test_split(runs, size)  # first: damage is told before the larger archive is read
