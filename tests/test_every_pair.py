@@ -32,7 +32,7 @@ OF_DATA = {
     "mixture": ["+data@data.sources.dtd=dtd", "data.sources.dtd.size=16"],
 }
 OF_ALGORITHM = {
-    "mann": ["sampler.presentations=2"],
+    "mann": ["backbone=conv4", "sampler.presentations=2"],
     "reptile": ["sampler.shot=1", "sampler.query=1"],
 }
 PICTURES = 3  # of a class

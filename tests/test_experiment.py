@@ -479,8 +479,7 @@ def test_gone_on_with_equals_unbroken(metarun, algo):
     """Whatever an algorithm draws and remembers in training is in its checkpoint."""
     rate = "schedule.T_max=9" if algo == "mamlpp" else "schedule=constant"  # whatever the steps
     given = [f"algo={algo}", rate, "sampler.tasks=2"]
-    if algo == "reptile":
-        given.append("algo.test_steps=2")
+    given += {"reptile": ["algo.test_steps=2"], "mann": ["backbone=conv4"]}.get(algo, [])
     unbroken = metarun.run("name=a", *given)
     metarun.run("name=b", *given, "train.steps=2")
     gone_on = metarun.run("name=b", *given, "resume=auto")

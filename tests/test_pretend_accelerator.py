@@ -258,7 +258,7 @@ FEW_STEPS = {
     **{name: [MEASURED] for name in ("anil", "boil", "fomaml", "maml", "meta_sgd", "proto_maml")},
     "mamlpp": [MEASURED, "algo.inner_steps=2"],
     "meta_lstm": ["algo.inner_steps=2"],
-    "mann": ["algo.rows=8", "algo.units=8"],
+    "mann": ["backbone=conv4", "algo.rows=8", "algo.units=8"],
     "reptile": ["algo.test_steps=2", "algo.inner_steps=2"],
 }
 OF_SAMPLER = {

@@ -23,8 +23,11 @@ def some_mann(backbone=None, seed=0, spread=3.0, **settings):
     defaults |= {"decay": 0.9, "strength": 4.0, "feedback": False}
     algorithm = MANN(backbone or Pixels((FEATURES,)), **(defaults | settings)).double()
     with torch.no_grad():
-        for p in [p for n, p in algorithm.named_parameters() if not n.startswith("backbone")]:
-            p.mul_(spread)
+        for name, p in algorithm.named_parameters():
+            if not name.startswith(("backbone", "standardise")):
+                p.mul_(spread)
+        algorithm.standardise.running_mean.uniform_(-0.5, 0.5)
+        algorithm.standardise.running_var.uniform_(0.5, 2)
     return algorithm
 
 
@@ -47,6 +50,10 @@ def some_episodes(tasks=2, way=3, shot=2, query=2, shape=(FEATURES,), seed=0):
 
     x = normal(tasks, way * (shot + query), *shape, seed=seed)
     return Episodes(x[:, : way * shot], labels(shot), x[:, way * shot :], labels(query), way)
+
+
+def learnt(algorithm):
+    return [(name, p) for name, p in algorithm.named_parameters() if p.requires_grad]
 
 
 def one_task(batch, task):
@@ -73,6 +80,25 @@ def cosine(a, b):
 
 def softmax(row):
     return [math.exp(a) / sum(map(math.exp, row)) for a in row]
+
+
+def standardised(rows, means, variances):
+    """Lists of features, each by its own mean and variance, four long in all if none is far out."""
+    return [
+        [
+            4 / math.sqrt(len(row)) * max(-10.0, min(10.0, (x - m) / math.sqrt(v + 1e-5)))
+            for x, m, v in zip(row, means, variances, strict=True)
+        ]
+        for row in rows
+    ]
+
+
+def by_their_own(rows):
+    """Lists of features standardised by their own statistics, as in training."""
+    columns = list(zip(*rows, strict=True))
+    means = [sum(column) / len(column) for column in columns]
+    pairs = zip(columns, means, strict=True)
+    return standardised(rows, means, [sum((x - m) ** 2 for x in c) / len(c) for c, m in pairs])
 
 
 class ByLoops:
@@ -150,11 +176,12 @@ def test_loss_equals_the_equations(labels, feedback, strength):
     sequences = some_sequences()
     torch.manual_seed(3)
     codes = algorithm.codes(2, 3).tolist()  # those that the loss will draw
-    losses, hits = [], []
+    losses, hits, features = [], [], by_their_own(sequences.x.flatten(0, 1).tolist())
     for task in range(2):
         network, seen = ByLoops(algorithm), []
         last = [0.0] * len(codes[0][0])
-        for x, y in zip(sequences.x[task].tolist(), sequences.y[task].tolist(), strict=True):
+        of_task = features[6 * task : 6 * task + 6]
+        for x, y in zip(of_task, sequences.y[task].tolist(), strict=True):
             log_p, label = network.step(x, last), codes[task][y]
             losses.append(-sum(p for p, one in zip(log_p, label, strict=True) if one))
             each = algorithm.groups[1]
@@ -180,17 +207,21 @@ def test_loss_equals_the_equations(labels, feedback, strength):
 @pytest.mark.parametrize(("labels", "feedback"), KINDS)
 def test_scores_equal_the_equations(labels, feedback):
     """Each query alone follows the support set, which comes in one fixed order."""
-    algorithm, episodes = some_mann(labels=labels, feedback=feedback), some_episodes()
+    algorithm, episodes = some_mann(labels=labels, feedback=feedback).eval(), some_episodes()
+    running = algorithm.standardise
+    statistics = running.running_mean.tolist(), running.running_var.tolist()
     codes = algorithm.fixed_codes(3).tolist()
     order = fixed_order_keys(6).argsort().tolist()
     assert order != sorted(order)
     scores = algorithm.predict(episodes)
     for task in range(2):
         network, last = ByLoops(algorithm), [0.0] * len(codes[0])
+        support = standardised(episodes.support_x[task].tolist(), *statistics)
         for i in order:
-            network.step(episodes.support_x[task, i].tolist(), last)
+            network.step(support[i], last)
             last = codes[episodes.support_y[task, i]]
-        for q, query in enumerate(episodes.query_x[task].tolist()):
+        queries = standardised(episodes.query_x[task].tolist(), *statistics)
+        for q, query in enumerate(queries):
             log_p = copy.deepcopy(network).step(query, last)
             wanted = [sum(p for p, one in zip(log_p, code, strict=True) if one) for code in codes]
             assert scores[task, q].tolist() == pytest.approx(wanted, rel=1e-9)
@@ -201,7 +232,7 @@ def test_the_gradient_is_the_slope(feedback):
     """Of every parameter, by central differences: which rows are least used has no slope."""
     algorithm, sequences = some_mann(feedback=feedback), some_sequences()
     algorithm.loss(sequences)[0].backward()
-    for seed, (name, p) in enumerate(algorithm.named_parameters()):
+    for seed, (name, p) in enumerate(learnt(algorithm)):
         direction, start, values = normal(*p.shape, seed=seed), p.detach().clone(), []
         for sign in (1, -1):
             with torch.no_grad():
@@ -217,7 +248,7 @@ def test_the_gradient_is_the_slope(feedback):
 @pytest.mark.parametrize(("labels", "feedback"), KINDS)
 def test_many_tasks_at_once_equal_one_at_a_time(labels, feedback):
     """So nothing is left in the memory for the next task, nor shared with another."""
-    algorithm = some_mann(labels=labels, feedback=feedback)
+    algorithm = some_mann(labels=labels, feedback=feedback).eval()
     episodes = some_episodes(tasks=3)
     scores = algorithm.predict(episodes)
     alone = [algorithm.predict(one_task(episodes, task)) for task in range(3)]
@@ -291,9 +322,28 @@ def test_the_loss_teaches_every_parameter():
     algorithm = some_mann(Conv4((1, 16, 16), width=4, batch_norm="running"))
     sequences = some_sequences()
     algorithm.loss(sequences._replace(x=normal(2, 6, 1, 16, 16)))[0].backward()
-    for name, p in algorithm.named_parameters():
+    for name, p in learnt(algorithm):
         bias = "backbone" in name and name.endswith("0.bias")  # batch norm takes it out again
         assert bias or p.grad.abs().max() > 1e-6, name
+
+
+def test_the_scale_of_the_data_does_not_matter():
+    """Each feature times a number and plus another: the same loss, and the same scores after it."""
+    algorithm, sequences, episodes = some_mann(), some_sequences(tasks=50), some_episodes()
+    factor, summand = torch.tensor([1e-2, 1.0, 255.0, 1e4]), torch.tensor([0.0, -3.0, 1e3, 1e5])
+
+    def outcome(change):
+        copied = copy.deepcopy(algorithm)
+        loss = copied.loss(sequences._replace(x=change(sequences.x)))[0]
+        for _ in range(200):  # until the running statistics are these
+            copied.loss(sequences._replace(x=change(sequences.x)))
+        x = {"support_x": change(episodes.support_x), "query_x": change(episodes.query_x)}
+        return torch.cat([loss[None], copied.eval().predict(episodes._replace(**x)).flatten()])
+
+    with torch.no_grad():
+        plain, changed = outcome(lambda x: x), outcome(lambda x: factor * x + summand)
+    torch.testing.assert_close(changed, plain, rtol=0.05, atol=0.05)  # eps is in the variance
+    assert plain.std() > 0.5
 
 
 def test_strings_of_a_task_differ_and_are_drawn_anew():
@@ -373,6 +423,7 @@ def test_measures_of_one_who_needs_to_be_told_twice(labels, query, presentations
         return torch.where(times[..., None] >= 2, truth, 1 - truth), state
 
     monkeypatch.setattr(algorithm, "present", answer)
+    monkeypatch.setattr(algorithm, "scaled", lambda z: z)
     figures = algorithm.by_presentation(episodes)
     names = [f"accuracy_presentation_{k}" for k in range(1, presentations + 1)]
     assert list(figures) == names
@@ -391,6 +442,7 @@ def test_measures_of_one_who_needs_to_be_told_twice(labels, query, presentations
 def test_measures_equal_the_loss_of_the_same_sequence():
     """Eight examples of a class, one task: the mean over presentations is the loss's accuracy."""
     algorithm = some_mann()
+    algorithm.scaled = lambda z: z  # so that examples are known by their features
     episodes = some_episodes(tasks=1, shot=3, query=5)
     shown = []
     present = algorithm.present
@@ -493,7 +545,7 @@ def test_it_learns_to_remember():
 
 
 def test_from_the_command_line(metarun):
-    results = metarun.run("algo=mann", "sampler.presentations=3", "name=mann")
+    results = metarun.run("algo=mann", "backbone=conv4", "sampler.presentations=3", "name=mann")
     assert results["status"] == "finished"
     names = [f"accuracy_presentation_{k}" for k in range(1, 7)]  # shot=1 query=5
     assert list(results["test"]["measures"])[: len(names)] == names
@@ -501,4 +553,4 @@ def test_from_the_command_line(metarun):
 
 def test_string_labels_from_the_command_line(metarun):
     options = ["algo.labels=string", "sampler.presentations=2", "eval.way=5", "name=strings"]
-    assert metarun.run("algo=mann", *options)["status"] == "finished"
+    assert metarun.run("algo=mann", "backbone=conv4", *options)["status"] == "finished"

@@ -33,7 +33,8 @@ OTHER_LOSSES = ["siamese", "mann", "snail", "reptile"]
 
 def build(name: str, mode: str):
     """The committed algorithm in float64, tiny, with batch norm of this mode."""
-    small = [f"algo={name}", f"way={WAY}", "shot=4", f"backbone.batch_norm={mode}"]
+    small = [f"algo={name}", "backbone=conv4", f"backbone.batch_norm={mode}"]
+    small += [f"way={WAY}", "shot=4"]
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         config = hydra.compose("config", [*small, "backbone.width=3"])
     torch.manual_seed(0)
