@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarun.backbones.standardise import AsTheyAre, unless_normalised
 from metarun.episodes import Episodes, refuse_other_way
 from metarun.errors import UserError
-from metarun.functional.embedding import at_least_float32, embed_task, out_dim
+from metarun.functional.embedding import embed_task, out_dim, real_examples
 from metarun.functional.objective import measured, query_loss
 from metarun.functional.prototypes import class_means
 
@@ -43,6 +44,7 @@ class CNP(nn.Module):
             raise UserError(f"algo.width={width}: it must be at least 1")
         self.backbone, self.way = backbone, way
         features = out_dim(backbone)
+        self.standardise = AsTheyAre() if way == 1 else unless_normalised(backbone)
         if way == 1:  # sec. 4.1: h of three layers, g of five
             self.encoder = perceptron(features + 1, width, width, width)
             self.decoder = perceptron(features + width, width, width, width, width, 2)
@@ -80,8 +82,10 @@ class CNP(nn.Module):
     def features(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
         """Features of support [T, S, D] and query [T, Q, D]."""
         refuse_other_way(episodes, self.way)
-        support_z, query_z = embed_task(self.backbone, episodes)
-        return at_least_float32(support_z), at_least_float32(query_z)
+        z = torch.cat(embed_task(self.backbone, episodes), dim=1)
+        z = self.standardise(z, real_examples(episodes))
+        support_z, query_z = z.tensor_split([episodes.support_x.shape[1]], dim=1)
+        return support_z, query_z
 
     def represent(self, z: Tensor, y: Tensor) -> Tensor:
         """The task's representation r [T, R] from its context z [T, S, D] and y (eqs. 1 and 2).

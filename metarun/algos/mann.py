@@ -33,10 +33,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarun.backbones.batch_norm import BatchNorm
+from metarun.backbones.standardise import Standardise
 from metarun.episodes import Episodes
 from metarun.errors import UserError
-from metarun.functional.embedding import at_least_float32, embed, embed_task, out_dim
+from metarun.functional.embedding import embed, embed_task, out_dim
 from metarun.functional.orders import fixed_orders
 from metarun.samplers.sequences import Sequences
 
@@ -45,7 +45,6 @@ LETTERS, LENGTH = 5, 5  # a string label is LENGTH letters out of LETTERS (sec. 
 PRESENTATIONS = (1, 2, 5, 10)  # those that the log shows
 BLANK = 1e-6  # each number of a blank memory
 LENGTH_OF_FEATURES = 4.0  # of an example, about, where its label's is 1
-FARTHEST = 10.0  # deviations from the mean that a feature can be: a test may have ink in new places
 
 
 class Memory(NamedTuple):
@@ -104,7 +103,7 @@ class MANN(nn.Module):
         self.shape = (rows, width)
         self.reads, self.decay, self.strength = reads, decay, strength
         outputs, features = self.groups[0] * self.groups[1], out_dim(backbone)
-        self.standardise = BatchNorm(features, "running").requires_grad_(False)
+        self.standardise = Standardise(features, scale=LENGTH_OF_FEATURES / sqrt(features))
         inputs = features + outputs + (reads * width if feedback else 0)
         self.controller = nn.LSTM(inputs, units, batch_first=True)
         self.heads = nn.Linear(units, reads * (width + 1))
@@ -117,7 +116,7 @@ class MANN(nn.Module):
         classes in turn. Each query then comes alone, as the next example after it.
         """
         self.refuse_more_classes(episodes.way)
-        support_z, query_z = map(self.scaled, embed_task(self.backbone, episodes))
+        support_z, query_z = map(self.standardise, embed_task(self.backbone, episodes))
         tasks, queries = query_z.shape[:2]
         codes = self.fixed_codes(episodes.way).to(query_z, non_blocking=True)
         real = episodes.real_support
@@ -137,7 +136,7 @@ class MANN(nn.Module):
         """Mean cross-entropy of all steps, in nats; a string's is the sum of its letters'."""
         x, y, way = sequences
         self.refuse_more_classes(way)
-        z = self.scaled(embed(self.backbone, x, support=x.shape[1]))
+        z = self.standardise(embed(self.backbone, x, support=x.shape[1]))
         codes = self.codes(len(x), way).to(z, non_blocking=True)  # [T, way, K]
         labels = codes.gather(1, y[..., None].expand(-1, -1, codes.shape[2]))
         log_p, _ = self.present(z, late(labels), self.blank(z))
@@ -169,7 +168,7 @@ class MANN(nn.Module):
         chosen = of_class[..., : max(PRESENTATIONS)].flatten(1)  # [T, L]
         order = chosen.gather(1, scattered(x).gather(1, chosen).argsort(dim=1))
         x, y = x[torch.arange(len(x), device=x.device)[:, None], order], y.gather(1, order)
-        z = self.scaled(embed(self.backbone, x, support=x.shape[1]))
+        z = self.standardise(embed(self.backbone, x, support=x.shape[1]))
         labels = self.fixed_codes(episodes.way).to(z, non_blocking=True)[y]
         log_p, _ = self.present(z, late(labels), self.blank(z))
         by_presentation = in_turn(self.right(log_p, labels), y, episodes.way)
@@ -178,20 +177,13 @@ class MANN(nn.Module):
             for k, values in enumerate(by_presentation.unbind(dim=1), start=1)
         }
 
-    def scaled(self, z: Tensor) -> Tensor:
-        """Features z [T, L, D] as the controller hears them, however they were scaled."""
-        with torch.autocast(z.device.type, enabled=False):
-            z = self.standardise(at_least_float32(z).flatten(0, 1)).view_as(z)
-            return LENGTH_OF_FEATURES / sqrt(z.shape[2]) * z.clamp(-FARTHEST, FARTHEST)
-
     def present(
         self, z: Tensor, labels: Tensor, state: State, real: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """Log p [T, L, K] of each letter at each step, and the state after the last.
 
-        z [T, L, D] are the examples' features, `scaled`; `labels` [T, L, K] those of the examples
-        before.
-        Steps that `real` [T, L] does not mark leave the state as it was.
+        z [T, L, D] are the examples' features, standardised; `labels` [T, L, K] those of the
+        examples before. Steps that `real` [T, L] does not mark leave the state as it was.
         """
         with torch.autocast(z.device.type, enabled=False):
             inputs = torch.cat([z, labels.to(state.h.dtype)], dim=2)

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarun.backbones.standardise import unless_normalised
 from metarun.episodes import Episodes, refuse_other_way
 from metarun.errors import UserError
-from metarun.functional.embedding import at_least_float32, embed_task, out_dim
+from metarun.functional.embedding import embed_task, out_dim, real_examples
 from metarun.functional.objective import measured, query_loss
 from metarun.functional.orders import fixed_orders
 from metarun.functional.prototypes import memberships
@@ -45,6 +46,7 @@ class SNAIL(nn.Module):
         if shot < 1:
             raise UserError(f"algo.shot={shot}: it must be at least 1")
         self.backbone, self.way = backbone, way
+        self.standardise = unless_normalised(backbone)
         length = way * shot + 1
         channels = out_dim(backbone) + way
         blocks = [
@@ -79,9 +81,10 @@ class SNAIL(nn.Module):
     def scores(self, episodes: Episodes) -> Tensor:
         """Scores [T, Q, way], the support set being read as it stands."""
         refuse_other_way(episodes, self.way)
-        support_z, query_z = embed_task(self.backbone, episodes)
+        z = torch.cat(embed_task(self.backbone, episodes), dim=1)
+        z = self.standardise(z, real_examples(episodes))
+        support_z, query_z = z.tensor_split([episodes.support_x.shape[1]], dim=1)
         with torch.autocast(query_z.device.type, enabled=False):
-            support_z, query_z = at_least_float32(support_z), at_least_float32(query_z)
             labels = memberships(episodes.support_y, self.way).to(support_z.dtype)
             unknown = query_z.new_zeros(*query_z.shape[:2], self.way)
             support = torch.cat([support_z, labels], dim=-1)  # [T, S, D + way]

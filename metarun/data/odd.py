@@ -91,5 +91,5 @@ def look_at_numbers(x: Tensor) -> None:
     for i in (usual > DWARFS * others).nonzero()[:NAMED, 0].tolist():
         doubt(
             f"{names[i]} dwarfs the other numbers: it spreads over {usual[i]:.3g}, they over "
-            f"{others:.3g}, and nothing is standardised"
+            f"{others:.3g}, and a distance sees it alone: standardise them, or backbone=mlp does"
         )

@@ -41,7 +41,7 @@ def one_task(episodes, task):
 
 def new_cnp(way, features, width=7, dtype=torch.float64):
     torch.manual_seed(0)
-    return CNP(Given(features), way, width).to(dtype)
+    return CNP(Given(features), way, width).to(dtype).eval()  # nothing is standardised yet
 
 
 def perceptron_by_numbers(layers, x):
@@ -139,7 +139,7 @@ def test_layers_of_the_paper():
 def test_many_tasks_at_once_equal_one_at_a_time(way):
     for backbone in (Given(5), MLP((5,), [7, 4], "running").eval()):
         torch.manual_seed(0)
-        algorithm, episodes = CNP(backbone, way, 7).double(), some_episodes(tasks=4, way=way)
+        algorithm, episodes = CNP(backbone, way, 7).double().eval(), some_episodes(tasks=4, way=way)
         outputs = algorithm.predict(episodes)
         alone = [algorithm.predict(one_task(episodes, task)) for task in range(4)]
         torch.testing.assert_close(outputs, torch.cat(alone))

@@ -1,0 +1,60 @@
+"""Features as a network's first layer should meet them, however the data happens to be scaled."""
+
+import torch
+from torch import Tensor, nn
+
+from metarun.backbones.batch_norm import mode_of
+from metarun.functional.embedding import at_least_float32, out_dim
+
+MOMENTUM = 0.1  # of the running statistics, as batch norm's
+FARTHEST = 10.0  # deviations from the mean that a feature can be: a test may have ink in new places
+LEAST = 1e-5  # of its mean, that a feature must vary by for not to be a constant
+
+
+class Standardise(nn.Module):
+    """Each feature less its mean and divided by its deviation, which are the batch's own in
+    training, and their running means in tests; then all times `scale`. Nothing is learnt.
+    """
+
+    def __init__(self, features: int, scale: float = 1.0):
+        super().__init__()
+        self.scale = scale
+        self.mean: Tensor
+        self.variance: Tensor
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("variance", torch.ones(features))
+
+    def forward(self, z: Tensor, real: Tensor | None = None) -> Tensor:
+        """Features z [..., D], of which those that `real` [...] does not mark count for nothing:
+        [..., D], in float32 at least."""
+        with torch.autocast(z.device.type, enabled=False):
+            z = at_least_float32(z)
+            mean, variance = self.moments(z, real) if self.training else (self.mean, self.variance)
+            deviation = (variance + (LEAST * mean).square() + torch.finfo(z.dtype).tiny).sqrt()
+            return self.scale * ((z - mean) / deviation).clamp(-FARTHEST, FARTHEST)
+
+    def moments(self, z: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each feature, which the running ones take in."""
+        z = z.flatten(0, -2)
+        if real is None:
+            mean = z.mean(dim=0)
+            variance = (z - mean).square().mean(dim=0)
+        else:
+            share = (real / real.sum()).to(z.dtype).flatten()[:, None]
+            mean = (share * z).sum(dim=0)
+            variance = (share * (z - mean).square()).sum(dim=0)
+        for running, now in ((self.mean, mean), (self.variance, variance)):
+            running.mul_(1 - MOMENTUM).add_(MOMENTUM * now.detach())
+        return mean, variance
+
+
+class AsTheyAre(nn.Module):
+    """Leaves features as they are, in float32 at least."""
+
+    def forward(self, z: Tensor, real: Tensor | None = None) -> Tensor:
+        return at_least_float32(z)
+
+
+def unless_normalised(backbone: nn.Module) -> nn.Module:
+    """What standardises the features of a backbone without batch norm, which would have done so."""
+    return Standardise(out_dim(backbone)) if mode_of(backbone) == "none" else AsTheyAre()
