@@ -24,7 +24,8 @@ class StopSignals:
     makes calling this object return True. A second one raises all the same.
 
     What is raised while a library calls back, as when it frees something, is lost. So the request
-    is kept: `heed()`, at the end of each stage of a run, raises it again.
+    is kept: `heed()`, at the end of each stage of a run, raises it again. So does a block within
+    this one, as it begins: each run of a sweep is one.
 
     A launcher such as submitit's listens to a signal by which SLURM tells that a job's time is
     nearly up; it then puts the job back in the queue and leaves at once. Such a signal stops the
@@ -48,6 +49,9 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         self._before = {}
         if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
+            around = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+            if isinstance(around, StopSignals):
+                around.heed()
             taken = [s for s in SIGNALS if s not in OF_THE_SYSTEM or not is_ignored(s)]
             taken += [s for s in LAUNCHERS if callable(signal.getsignal(s))]
             self._before = {s: signal.signal(s, self._handle) for s in taken}
