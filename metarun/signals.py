@@ -5,7 +5,9 @@ import os
 import signal
 import stat
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import parent_process
 from types import FrameType
 
 from metarun.errors import Interrupted
@@ -14,6 +16,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
 # Left alone where they are ignored, as by nohup; and sent again and again for one reason, so that
 # the next is no second request.
 OF_THE_SYSTEM = (signal.SIGHUP, signal.SIGXCPU)
+SECONDS = 1.0  # between two looks at whether the process that launched this one is there
 LAUNCHERS = (signal.SIGUSR1, signal.SIGUSR2)  # taken where someone listens to them already
 
 
@@ -79,6 +82,37 @@ class StopSignals:
             first = True
         if not (self.wait and first):
             raise Interrupted("stopped")
+
+
+@contextmanager
+def ends_with_launcher() -> Iterator[None]:
+    """Within this block a process that another one has started for jobs, as joblib does, is asked
+    to stop (SIGTERM) when that one is gone, and ends with the block: there may be more jobs for it,
+    and nobody to hear of them. In any other process this does nothing."""
+    launcher = parent_process()
+    if launcher is None:
+        yield
+        return
+    left = threading.Event()
+
+    def is_gone() -> bool:
+        return os.getppid() != launcher.pid
+
+    def watch() -> None:
+        while not left.wait(SECONDS):
+            if is_gone():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    try:
+        if is_gone():
+            return
+        threading.Thread(target=watch, daemon=True).start()
+        yield
+    finally:
+        left.set()
+        if is_gone():
+            os._exit(130)
 
 
 def is_ignored(number: signal.Signals) -> bool:
