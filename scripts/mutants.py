@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 COPIED = ("metarun", "conf", "scripts", "tests", "outputs", "README.md", "pyproject.toml")
 PATIENCE = 300  # seconds for the tests of one mutation: a loop without end is noticed too
 TIMES = count(1)  # in seconds since 1970, of files as they are changed
-FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+(?:\[.*?\](?= |$))?)", re.M)
+FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+?\.py(?:::\w+)*(?:\[.*?\])?)(?: - |$)", re.M)
 
 
 class Mutation(NamedTuple):

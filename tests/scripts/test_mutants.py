@@ -32,9 +32,10 @@ def checkout(tmp_path, monkeypatch):
     for name, text in {
         "metarun/__init__.py": "",
         "metarun/double.py": "def double(x):\n    return x + x\n",
-        "tests/test_double.py": "from metarun.double import double\n\n\n"
+        "tests/test_double.py": "import pytest\n\nfrom metarun.double import double\n\n\n"
         "def test_of_nought():\n    assert double(0) == 0\n\n\n"
-        "def test_of_three():\n    assert double(3) == 6\n",
+        "@pytest.mark.parametrize('x', [3], ids=['three [of] us'])\n"
+        "def test_of_more(x):\n    assert double(x) == 6, 'as [x] - said'\n",
     }.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -65,7 +66,9 @@ def test_caught_and_survived(checkout, monkeypatch, capsys):
     code, lines, _ = run(monkeypatch, capsys, listed)
     assert code == 1
     assert lines[0].startswith("caught ")
-    assert lines[0].endswith("metarun/double.py: threefold  tests/test_double.py::test_of_three")
+    assert lines[0].endswith(
+        "/double.py: threefold  tests/test_double.py::test_of_more[three [of] us]"
+    )
     assert lines[1].startswith("survived ")
     assert lines[2].startswith("1 of 2 caught")
     assert {path: path.read_bytes() for path in checkout.glob("*/*.py")} == before
@@ -78,7 +81,7 @@ def test_a_test_that_fails_anyway_catches_nothing(checkout, monkeypatch, capsys)
     test.write_text(test.read_text().replace("== 6", "== 7"))
     three = Mutation("threefold", "metarun/double.py", "x + x", "x + x + x", "tests/test_double.py")
     code, _, _ = run(monkeypatch, capsys, [three])
-    assert "without any mutation tests/test_double.py::test_of_three fails too" in code
+    assert "without any mutation tests/test_double.py::test_of_more[three [of] us] fails" in code
 
 
 @pytest.mark.parametrize(
