@@ -104,15 +104,17 @@ def ends_with_launcher() -> Iterator[None]:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
-    try:
+    def leave_if_alone() -> None:
         if is_gone():
-            return
-        threading.Thread(target=watch, daemon=True).start()
+            os._exit(130)
+
+    leave_if_alone()
+    threading.Thread(target=watch, daemon=True).start()
+    try:
         yield
     finally:
         left.set()
-        if is_gone():
-            os._exit(130)
+        leave_if_alone()
 
 
 def is_ignored(number: signal.Signals) -> bool:

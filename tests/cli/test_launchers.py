@@ -1,4 +1,5 @@
 import importlib
+import os
 import re
 import signal
 import subprocess
@@ -190,12 +191,17 @@ def test_a_job_that_slurm_requeues_goes_on(metarun, monkeypatch, capsys):
 
 
 def test_joblib_gives_the_results_of_one_process(metarun):
-    """Two jobs at once, beside the same sweep one after the other."""
+    """Two jobs at once, beside the same sweep one after the other, with as many threads."""
     sweep = ["-m", *arguments(metarun, "x")[:-1], "train.steps=2", "seed=0,1"]
     sweep.append("hydra.sweep.subdir=${seed}")
-    metarun.main(*sweep, "hydra.sweep.dir=outputs/basic")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        metarun.main(*sweep, "hydra.sweep.dir=outputs/basic")
+    finally:
+        torch.set_num_threads(threads)
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=outputs/joblib"]
-    process = metarun.process(*sweep, *joblib)
+    process = metarun.process(*sweep, *joblib, env={**os.environ, "OMP_NUM_THREADS": "1"})
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert "warning" not in said.lower()
