@@ -5,7 +5,9 @@ import os
 import signal
 import stat
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import parent_process
 from types import FrameType
 
 from metarun.errors import Interrupted
@@ -14,6 +16,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
 # Left alone where they are ignored, as by nohup; and sent again and again for one reason, so that
 # the next is no second request.
 OF_THE_SYSTEM = (signal.SIGHUP, signal.SIGXCPU)
+SECONDS = 1.0  # between two looks at whether the process that launched this one is there
 LAUNCHERS = (signal.SIGUSR1, signal.SIGUSR2)  # taken where someone listens to them already
 
 
@@ -24,7 +27,8 @@ class StopSignals:
     makes calling this object return True. A second one raises all the same.
 
     What is raised while a library calls back, as when it frees something, is lost. So the request
-    is kept: `heed()`, at the end of each stage of a run, raises it again.
+    is kept: `heed()`, at the end of each stage of a run, raises it again. So does a block within
+    this one, as it begins: each run of a sweep is one.
 
     A launcher such as submitit's listens to a signal by which SLURM tells that a job's time is
     nearly up; it then puts the job back in the queue and leaves at once. Such a signal stops the
@@ -48,6 +52,9 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         self._before = {}
         if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
+            around = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+            if isinstance(around, StopSignals):
+                around.heed()
             taken = [s for s in SIGNALS if s not in OF_THE_SYSTEM or not is_ignored(s)]
             taken += [s for s in LAUNCHERS if callable(signal.getsignal(s))]
             self._before = {s: signal.signal(s, self._handle) for s in taken}
@@ -75,6 +82,39 @@ class StopSignals:
             first = True
         if not (self.wait and first):
             raise Interrupted("stopped")
+
+
+@contextmanager
+def ends_with_launcher() -> Iterator[None]:
+    """Within this block a process that another one has started for jobs, as joblib does, is asked
+    to stop (SIGTERM) when that one is gone, and ends with the block: there may be more jobs for it,
+    and nobody to hear of them. In any other process this does nothing."""
+    launcher = parent_process()
+    if launcher is None:
+        yield
+        return
+    left = threading.Event()
+
+    def is_gone() -> bool:
+        return os.getppid() != launcher.pid
+
+    def watch() -> None:
+        while not left.wait(SECONDS):
+            if is_gone():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    def leave_if_alone() -> None:
+        if is_gone():
+            os._exit(130)
+
+    leave_if_alone()
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+        leave_if_alone()
 
 
 def is_ignored(number: signal.Signals) -> bool:

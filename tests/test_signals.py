@@ -180,6 +180,21 @@ def test_a_signal_that_vanishes_in_a_callback_is_heeded(number):
             stop.heed()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_vanishes_between_two_runs_of_a_sweep_stops_the_next():
+    before = handlers()
+    with StopSignals():
+        with StopSignals():
+            pass
+        freed = Freed()
+        watched = weakref.ref(freed, lambda _: signal.raise_signal(signal.SIGTERM))
+        del freed
+        assert watched() is None
+        with pytest.raises(Interrupted, match="stopped"), StopSignals():
+            pytest.fail("the next run has begun")
+    assert handlers() == before
+
+
 CLOSED = """
 import os, signal, sys, time
 from metarun.errors import Interrupted

@@ -40,7 +40,7 @@ from metarun.functional.metrics import METRICS
 from metarun.runs import folder as runfolder
 from metarun.runs import rerun
 from metarun.runs.job import Job
-from metarun.signals import StopSignals
+from metarun.signals import StopSignals, ends_with_launcher
 from metarun.tables import cells
 
 
@@ -68,6 +68,12 @@ told: dict[tuple[Path, str], int] = {}
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def job(config: DictConfig) -> float | None:
     """One run; its `objective`, for sweepers that look for the best."""
+    with ends_with_launcher():
+        return run_of(config)
+
+
+def run_of(config: DictConfig) -> float | None:
+    """The run that Hydra composed, in the process that is to do it; its `objective`."""
     load_torch()  # when work starts, not before
     ranks.gathered(None)  # Hydra has made the folder for each: now it is the first rank's alone
     from metarun import experiment, many_seeds

@@ -98,7 +98,8 @@ def kind(name: str) -> str:
 def between_trainings(a: Figure, b: Figure) -> float:
     """The half-width of their difference for other trainings; nan unless both have several.
 
-    Two figures of the same runs are compared run by run, and those of others are independent.
+    Two figures of the same runs are compared run by run, and those of others are independent. Of
+    few seeds it then errs on the safe side: of three each, that vary alike, it holds 98.7 in 100.
     """
     if a.values.keys() == b.values.keys():
         return statistics.over_seeds([a.values[run] - b.values[run] for run in a.values])

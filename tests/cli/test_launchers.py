@@ -1,4 +1,6 @@
 import importlib
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -189,15 +191,41 @@ def test_a_job_that_slurm_requeues_goes_on(metarun, monkeypatch, capsys):
 
 
 def test_joblib_gives_the_results_of_one_process(metarun):
-    """Two jobs at once, beside the same sweep one after the other."""
+    """Two jobs at once, beside the same sweep one after the other, with as many threads."""
     sweep = ["-m", *arguments(metarun, "x")[:-1], "train.steps=2", "seed=0,1"]
     sweep.append("hydra.sweep.subdir=${seed}")
-    metarun.main(*sweep, "hydra.sweep.dir=outputs/basic")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        metarun.main(*sweep, "hydra.sweep.dir=outputs/basic")
+    finally:
+        torch.set_num_threads(threads)
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=outputs/joblib"]
-    process = metarun.process(*sweep, *joblib)
+    process = metarun.process(*sweep, *joblib, env={**os.environ, "OMP_NUM_THREADS": "1"})
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert "warning" not in said.lower()
     for seed in "01":
         one, two = (metarun.results(f"{name}/{seed}") for name in ("basic", "joblib"))
         assert one["test"] == two["test"]
+
+
+def test_joblibs_jobs_end_with_a_process_that_is_killed(metarun):
+    """They save and end, those that wait for a worker do not begin, and a run can go on."""
+    common = [*arguments(metarun, "x")[:-1], "hydra.sweep.dir=outputs/s"]
+    common += ["hydra.sweep.subdir=${seed}", "train.steps=100000"]
+    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1,2,3"]
+    process = metarun.process("-m", *common, *joblib)
+    for seed in "01":
+        wait_for_checkpoint(metarun, f"s/{seed}")
+    process.kill()
+    process.communicate(timeout=60)  # until nobody is left who could write to its pipes
+    steps = {}
+    for seed in "01":
+        results = metarun.results(f"s/{seed}")
+        assert results["status"] == "interrupted"
+        steps[seed] = int(re.match(r"stopped at step (\d+) of 100000", results["error"])[1])
+    assert not (metarun.folder / "outputs/s/2/results.json").exists()
+    longer = f"train.steps={steps['0'] + 1}"
+    metarun.main("-m", *common, "seed=0", "resume=auto", longer)
+    assert metarun.results("s/0")["status"] == "finished"

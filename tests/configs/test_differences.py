@@ -87,6 +87,11 @@ def test_a_group_that_is_excepted():
     assert differences(config, other, except_for=["optim"]) == []
 
 
+def test_a_key_that_begins_like_one_that_is_excepted():
+    config, other = ({"seed": n, "seeds": n, "eval": {"seed": n}} for n in (1, 2))
+    assert differences(config, other, except_for=["seed"]) == ["seeds=2", "eval.seed=2"]
+
+
 def default() -> dict:
     """The config of the plain command."""
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):

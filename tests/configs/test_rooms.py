@@ -48,6 +48,7 @@ def test_what_may_stand(place, name):
     [
         ("algo", "metarun.runs.folder.write_text"),
         ("algo", "metarun.backbones.conv4.Conv4"),
+        ("algo", "torch.nn.Linear"),  # which may stand inside
         ("algo.distance", "metarun.runs.folder.write_text"),
         ("algo.distance", "metarun.parts.instance"),
         ("algo.distance.path", "metarun.data.archives.data_root"),

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 
@@ -93,6 +94,12 @@ def test_unknown_keys(key, nearest):
 )
 def test_wrong_types(key, value, told):
     assert error({key: value}) == told
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite(number):
+    assert error({"optim.lr": number}) == f"optim.lr={number}: it must be finite"
+    assert error({"optim.betas": [0.9, number]}) == f"optim.betas={number}: it must be finite"
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,15 @@ def test_fixed_numbers_replace_their_steps():
     assert torch.equal(query, (smallest - 15).clamp(max=10))
 
 
+def test_of_small_classes_half_the_smallest_is_for_queries():
+    """And of each class there is something to learn from."""
+    sizes = [2 + c % 30 for c in range(70)]
+    ways, query, shots, classes = drawn(500, some_split(sizes))
+    smallest = torch.tensor([*sizes, 10**6])[classes].min(dim=1).values
+    assert torch.equal(query, (smallest // 2).clamp(max=10))
+    assert torch.equal((shots > 0).sum(dim=1), ways)
+
+
 def test_classes_of_one_superclass():
     """Each superclass as often, and as many of its classes as it may have, equally likely."""
     few_examples = some_split([6] * 70)  # which are not looked at here, and quickly shuffled
