@@ -74,7 +74,15 @@ def test_the_backbone_of_another_algorithm(metarun, embed):
         {k.removeprefix(prefix): v for k, v in state["algorithm"].items() if k.startswith(prefix)}
     )
     pictures = image_folder.load(
-        metarun.data[1].removeprefix("data.root="), 16, True, None, 0, None, [0.64, 0.16, 0.2], 0
+        metarun.data[1].removeprefix("data.root="),
+        16,
+        True,
+        None,
+        None,
+        0,
+        None,
+        [0.64, 0.16, 0.2],
+        0,
     ).open("val")
     with torch.no_grad():
         wanted = backbone(pictures.take(torch.arange(7)))
