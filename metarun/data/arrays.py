@@ -296,7 +296,8 @@ def as_bytes(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
 
 def as_numbers(path: Path, x: np.ndarray, name: str) -> Tensor:
     """The examples as float32; UserError naming the first row that has a number that is none."""
-    numbers = torch.from_numpy(x.astype(np.float32))
+    with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite
+        numbers = torch.from_numpy(x.astype(np.float32))
     if not (finite := numbers.flatten(1).isfinite().all(dim=1)).all():
         row = int((~finite).nonzero()[0])
         raise UserError(

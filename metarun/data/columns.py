@@ -280,7 +280,7 @@ def number(text: str) -> float:
         return np.nan
     if "_" in text:  # 1_2 is one to Python alone
         return np.nan
-    return value if abs(value) <= np.finfo(np.float32).max else np.nan
+    return value if abs(value) <= float(np.finfo(np.float32).max) else np.nan
 
 
 def matching(path: Path, header: Sequence[str], patterns: Sequence[str], key: str) -> set[int]:

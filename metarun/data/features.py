@@ -2,11 +2,14 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from metarun.data.odd import look
 from metarun.data.split import Split
 from metarun.data.store import DataSet, files_in, is_sound, write
+from metarun.data.told import listening
 from metarun.errors import UserError
 from metarun.folders import none_left_empty
 
@@ -30,18 +33,39 @@ def load(root: str | None) -> DataSet:
     return DataSet("features", files)
 
 
-def store(folder: Path, splits: dict[str, Split], made_from: dict[str, Any]) -> DataSet:
-    """Write the features to `folder`, which is there whole or not at all; what they are made from
-    stands beside them."""
+def store(
+    folder: Path,
+    splits: dict[str, Split],
+    made_from: dict[str, Any],
+    of: Mapping[str, Any] | None = None,
+) -> DataSet:
+    """Write the features to `folder`, which is there whole or not at all.
+
+    What they are made from stands beside them. So does what was told `of` the data that was
+    embedded and holds for its features too, and what looks odd about the features themselves.
+    """
+    with listening(carried(made_from["data"]["name"], of or {})) as told:
+        look(splits)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
         for split, path in files_in(temporary).items():
-            write(path, splits[split], made_from)
+            write(path, splits[split], made_from, told)
         os.rename(temporary, folder)  # refused by the system if the folder is not empty
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return DataSet("features", files_in(folder))
+
+
+def carried(name: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    """How the data of this name was split, and the doubts about it; what was told of its columns
+    or pictures is not so of their features."""
+    kept: dict[str, Any] = {}
+    if "split" in told:
+        kept["split"] = f"{told['split']} (data={name})"
+    if told.get("doubts"):
+        kept["doubts"] = [f"of the embedded data={name}: {doubt}" for doubt in told["doubts"]]
+    return kept
 
 
 def refuse_taken(folder: Path) -> None:

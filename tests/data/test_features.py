@@ -69,3 +69,34 @@ def test_what_is_not_there(tmp_path):
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(UserError, match=r"test\.safetensors is damaged: remove"):
         features.load(str(tmp_path / "f"))
+
+
+def test_doubts_and_the_split_are_carried_along(tmp_path):
+    """What was told of columns is not: features have none."""
+    of = {"split": "by column 'split'", "features": ["f0"], "doubts": ["f0 dwarfs the others"]}
+    features.store(tmp_path / "f", some_splits(), MADE_FROM, of)
+    data = features.load(str(tmp_path / "f"))
+    assert data.told == {
+        "split": "by column 'split' (data=made up)",
+        "doubts": ["of the embedded data=made up: f0 dwarfs the others"],
+    }
+    assert data.summary().startswith("split by column 'split' (data=made up): 3 / 1 / 2 classes")
+    features.store(tmp_path / "g", some_splits(), MADE_FROM)
+    assert features.load(str(tmp_path / "g")).told == {}
+
+
+def test_features_that_are_odd_themselves_are_told(tmp_path):
+    splits = some_splits()
+    splits["test"].x[:] = splits["test"].x[:1]  # a network that does not look
+    splits["train"].x[0, 1] = torch.nan
+    with pytest.raises(UserError, match="example 0 has a number that is not finite"):
+        features.store(tmp_path / "f", splits, MADE_FROM)
+    splits["train"].x[0, 1] = 1e9
+    of = {"doubts": ["the data was odd"]}
+    many = stack_classes("vectors", {"many": splits["train"].x.repeat(3, 1)})
+    many.x[1:, 1] = torch.linspace(-1, 1, len(many.x) - 1)
+    features.store(tmp_path / "f", splits | {"train": many}, MADE_FROM, of)
+    was, alike, far = features.load(str(tmp_path / "f")).told["doubts"]
+    assert was == "of the embedded data=made up: the data was odd"
+    assert alike == "all 7 examples of the test split are alike"
+    assert far.startswith("number 1 is 1e+09 in one example, but within ")
