@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metarun.data.split_by_class import one_form
+from metarun.data.one_form import one_form
 from metarun.data.split_names import folded, split_named
 from metarun.data.table import LABELS, columns_named, lines_of, separator_at
 from metarun.data.told import doubt, few, tell

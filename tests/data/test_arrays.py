@@ -256,3 +256,12 @@ def test_what_is_odd_is_told(tmp_path, ending):
     assert alike == "all 20 examples of the val split are alike"
     assert far.startswith("number 1 is 1e+07 in one example, but within ")
     assert load(path).facts()["doubts"] == [alike, far], "of the prepared files too"
+
+
+def test_classes_that_differ_only_in_their_form_are_refused(tmp_path):
+    labels = np.array(["caf\u00e9", "cafe\u0301", "a", "b", "a", "b"])
+    with pytest.raises(UserError, match="there are two classes 'caf\u00e9', which differ only in"):
+        load(stored(tmp_path, x=VECTORS, y=labels))
+    labels[0] = labels[1]
+    data = load(stored(tmp_path, x=VECTORS, y=labels))
+    assert {c for inside in members(data).values() for c in inside} == {"caf\u00e9", "a", "b"}

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metarun.data import own_pictures
+from metarun.data.one_form import names_in_one_form
 from metarun.data.own_pictures import is_picture
-from metarun.data.split_by_class import SplitList, names_in_one_form
+from metarun.data.split_by_class import SplitList
 from metarun.data.split_names import split_named
 from metarun.data.store import data_folder
 from metarun.data.told import doubt, few, shown, tell
