@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import time
 from collections.abc import Mapping
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ from metarun.data.split import Split
 from metarun.data.store import DataSet, files_in, is_sound, write
 from metarun.data.told import listening
 from metarun.errors import UserError
+from metarun.files import writing
 from metarun.folders import none_left_empty
+
+LEFT = 24 * 3600  # seconds after which a half-written folder is nobody's
 
 
 def load(root: str | None) -> DataSet:
@@ -46,12 +51,19 @@ def store(
     """
     with listening(carried(made_from["data"]["name"], of or {})) as told:
         look(splits)
+    for left in folder.parent.glob(f".{escape(folder.name)}.*.tmp"):  # of a process that was killed
+        if time.time() - left.stat().st_mtime > LEFT:
+            shutil.rmtree(left, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
     try:
+        with writing(folder):
+            temporary.mkdir(parents=True)
         for split, path in files_in(temporary).items():
             write(path, splits[split], made_from, told)
-        os.rename(temporary, folder)  # refused by the system if the folder is not empty
+        with writing(folder):
+            os.rename(temporary, folder)  # refused by the system if the folder is not empty
+    except UserError as error:
+        raise UserError(str(error).replace(str(temporary), str(folder))) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return DataSet("features", files_in(folder))
