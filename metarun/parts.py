@@ -29,7 +29,7 @@ from metarun.configs.rules import targets
 from metarun.data.kinds import FILLED_UP
 from metarun.device import Device
 from metarun.errors import IMAGES, NOTHING, Unsuited, UserError
-from metarun.functional.metrics import named, suiting
+from metarun.functional.metrics import Metric, named, suiting
 from metarun.interfaces import Data, Sampler
 from metarun.seeds import stream, stream_seed
 from metarun.testing.fixed_episodes import FixedEpisodes
@@ -95,10 +95,15 @@ def build(config: Config) -> Parts:
 
 def protocol_of(config: Config, data: Data) -> Protocol:
     """How the config tests, and by what: the data's own metric unless another is asked for."""
-    asked, metric = dict(config["eval"]), data.metric
+    asked, metric = dict(config["eval"]), getattr(data, "metric", None)
+    if not isinstance(metric, Metric):
+        raise UserError(
+            f"the metric of {type(data).__name__} is {metric!r}: give it one of "
+            "metarun.functional.metrics, such as ACCURACY"
+        )
     del asked["sampler"]
     if name := asked.pop("metric"):
-        metric = named(name, suiting(data.metric, asked["way"]))
+        metric = named(name, suiting(metric, asked["way"]))
     return Protocol(instance(config, "eval.sampler"), metric=metric, **asked)
 
 

@@ -98,3 +98,23 @@ def test_the_test_sampler_is_advised_by_its_own_keys(metarun):
     assert said.endswith("lower eval.sampler.least_way")
     said = metarun.error(*few, "eval.way=5", "eval.sampler.classes=superclass")
     assert said.endswith("the data has no superclasses: use eval.sampler.classes=any")
+
+
+def test_own_data_whose_metric_is_none_of_ours(metarun):
+    (metarun.folder / "mine.py").write_text(
+        "from metarun.data.images.glyphs import load as glyphs\n\n\n"
+        "def load(size: int):\n"
+        "    data = glyphs(None, size)\n"
+        "    data.metric = 'accuracy'\n"
+        "    return data\n"
+    )
+    conf = metarun.folder / "conf/data"
+    conf.mkdir(parents=True)
+    (conf / "mine.yaml").write_text("# Mine\n_target_: mine.load\nsize: 28\n")
+    metarun.monkeypatch.syspath_prepend(metarun.folder)
+    options = ["--config-dir", "conf", "data=mine", "plugins.allow=[mine]", "tracker=none"]
+    said = metarun.error(*options, "device=cpu")
+    assert said == (
+        "the metric of DataSet is 'accuracy': give it one of metarun.functional.metrics, such as "
+        "ACCURACY"
+    )
