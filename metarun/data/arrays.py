@@ -192,6 +192,11 @@ def read(path: Path) -> dict[str, np.ndarray]:
             hint = ": save labels as numbers or text, np.array(labels, dtype=str)"
         reason = "it holds Python objects" if hint else " ".join(str(error).split())
         raise UserError(f"{path} cannot be read: {reason}{hint}") from None
+    except MemoryError as error:  # its header may say anything
+        raise UserError(
+            f"{path} cannot be read: {str(error).rstrip('.') or 'no memory'}: it is damaged, "
+            "or larger than the memory"
+        ) from None
 
 
 def as_array(x: Tensor) -> np.ndarray:

@@ -1,3 +1,6 @@
+import io
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -265,3 +268,14 @@ def test_classes_that_differ_only_in_their_form_are_refused(tmp_path):
     labels[0] = labels[1]
     data = load(stored(tmp_path, x=VECTORS, y=labels))
     assert {c for inside in members(data).values() for c in inside} == {"caf\u00e9", "a", "b"}
+
+
+def test_a_header_that_claims_more_than_any_memory(tmp_path):
+    header = io.BytesIO()
+    shape = {"descr": "<f4", "fortran_order": False, "shape": (10**13, 1)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    path = stored(tmp_path, y=Y)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x.npy", header.getvalue())
+    with pytest.raises(UserError, match=r"data\.npz cannot be read: Unable .*: it is damaged"):
+        load(path)
