@@ -42,14 +42,14 @@ def store(
     folder: Path,
     splits: dict[str, Split],
     made_from: dict[str, Any],
-    of: Mapping[str, Any] | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> DataSet:
     """Write the features to `folder`, which is there whole or not at all.
 
-    What they are made from stands beside them. So does what was told `of` the data that was
-    embedded and holds for its features too, and what looks odd about the features themselves.
+    What they are made from stands beside them. So does what was `told` of the embedded data, as far
+    as it is `carried` along, and what looks odd about the features themselves.
     """
-    with listening(carried(made_from["data"]["name"], of or {})) as told:
+    with listening(told) as everything:
         look(splits)
     for left in folder.parent.glob(f".{escape(folder.name)}.*.tmp"):  # of a process that was killed
         if time.time() - left.stat().st_mtime > LEFT:
@@ -59,7 +59,7 @@ def store(
         with writing(folder):
             temporary.mkdir(parents=True)
         for split, path in files_in(temporary).items():
-            write(path, splits[split], made_from, told)
+            write(path, splits[split], made_from, everything)
         with writing(folder):
             os.rename(temporary, folder)  # refused by the system if the folder is not empty
     except UserError as error:

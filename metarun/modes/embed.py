@@ -98,9 +98,9 @@ def run(job: Job) -> dict[str, Any]:
                 runfolder.write_text(folder / name, text)
             embedded = embed_all(backbone, data, device)
             stop.heed()
-            stored = features.store(to, embedded, made_from, data.told)
-            odd = stored.told.get("doubts", [])[len(data.told.get("doubts", [])) :]
-            told(odd, console.message)
+            carried = features.carried(data.name, data.told)
+            stored = features.store(to, embedded, made_from, carried)
+            told(stored.told.get("doubts", [])[len(carried.get("doubts", [])) :], console.message)
             results |= {
                 "status": "finished",
                 "features": {**stored.facts(), "shape": list(embedded["test"].input_shape)},

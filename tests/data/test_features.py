@@ -76,7 +76,7 @@ def test_what_is_not_there(tmp_path):
 def test_doubts_and_the_split_are_carried_along(tmp_path):
     """What was told of columns is not: features have none."""
     of = {"split": "by column 'split'", "features": ["f0"], "doubts": ["f0 dwarfs the others"]}
-    features.store(tmp_path / "f", some_splits(), MADE_FROM, of)
+    features.store(tmp_path / "f", some_splits(), MADE_FROM, features.carried("made up", of))
     data = features.load(str(tmp_path / "f"))
     assert data.told == {
         "split": "by column 'split' (data=made up)",
@@ -94,7 +94,7 @@ def test_features_that_are_odd_themselves_are_told(tmp_path):
     with pytest.raises(UserError, match="example 0 has a number that is not finite"):
         features.store(tmp_path / "f", splits, MADE_FROM)
     splits["train"].x[0, 1] = 1e9
-    of = {"doubts": ["the data was odd"]}
+    of = features.carried("made up", {"doubts": ["the data was odd"]})
     many = stack_classes("vectors", {"many": splits["train"].x.repeat(3, 1)})
     many.x[1:, 1] = torch.linspace(-1, 1, len(many.x) - 1)
     features.store(tmp_path / "f", splits | {"train": many}, MADE_FROM, of)
