@@ -1,5 +1,7 @@
 """What a user can put right, told in one line."""
 
+from collections.abc import Callable, Mapping
+
 # What torch says where memory is not there.
 NO_MEMORY = (
     "DefaultCPUAllocator",
@@ -7,6 +9,7 @@ NO_MEMORY = (
     "Storage size calculation overflowed",
     "integer multiplication overflow",
 )
+IMAGES, NOTHING = "images", ""  # what a way out may need, if no key
 
 
 class UserError(ValueError):
@@ -15,6 +18,22 @@ class UserError(ValueError):
     The command line prints it as one line and exits with code 2; any other exception is a mistake
     of the program and keeps its traceback.
     """
+
+
+class Unsuited(UserError):
+    """`what` does not suit, and the `ways` out of it, the best first, each under what it needs: a
+    key of the config, IMAGES or NOTHING."""
+
+    def __init__(self, what: str, ways: Mapping[str, str]):
+        super().__init__(f"{what}: {', or '.join(ways.values())}")
+        self.what, self.ways = what, ways
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return UserError, (str(self),)
+
+    def among(self, there: Callable[[str], bool]) -> "Unsuited":
+        """The same with those ways alone whose need is `there`."""
+        return Unsuited(self.what, {need: way for need, way in self.ways.items() if there(need)})
 
 
 class InUse(UserError):

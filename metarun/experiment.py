@@ -181,7 +181,8 @@ def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
     own = own_tasks(parts.data, "test")
     tested = figures_of.of_test(figures, episodes, own)
     if not math.isfinite(value := tested[metric.name]) and "skipped" not in tested:
-        trackers.console.message(f"the test {metric.name} is {value}: try a smaller algo.inner_lr")
+        rate = "algo.inner_lr" if "inner_lr" in parts.config["algo"] else "optim.lr in training"
+        trackers.console.message(f"the test {metric.name} is {value}: try a smaller {rate}")
     record = figures_of.record(tested, count)
     trackers.log({"step": progress.step, "episodes": progress.episodes, **record})
     table = figures_of.columns(figures, figures_of.task_names(episodes, own))

@@ -8,8 +8,8 @@ a name may stand for something from elsewhere, and a function is no class.
 import inspect
 import logging
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from secrets import token_hex
 from typing import Any, NamedTuple
@@ -28,8 +28,8 @@ from metarun.configs.rooms import committed_names, is_below, may_stand, refuse_t
 from metarun.configs.rules import targets
 from metarun.data.kinds import FILLED_UP
 from metarun.device import Device
-from metarun.errors import UserError
-from metarun.functional.metrics import named, suiting
+from metarun.errors import IMAGES, NOTHING, Unsuited, UserError
+from metarun.functional.metrics import Metric, named, suiting
 from metarun.interfaces import Data, Sampler
 from metarun.seeds import stream, stream_seed
 from metarun.testing.fixed_episodes import FixedEpisodes
@@ -95,10 +95,15 @@ def build(config: Config) -> Parts:
 
 def protocol_of(config: Config, data: Data) -> Protocol:
     """How the config tests, and by what: the data's own metric unless another is asked for."""
-    asked, metric = dict(config["eval"]), data.metric
+    asked, metric = dict(config["eval"]), getattr(data, "metric", None)
+    if not isinstance(metric, Metric):
+        raise UserError(
+            f"the metric of {type(data).__name__} is {metric!r}: give it one of "
+            "metarun.functional.metrics, such as ACCURACY"
+        )
     del asked["sampler"]
     if name := asked.pop("metric"):
-        metric = named(name, suiting(data.metric, asked["way"]))
+        metric = named(name, suiting(metric, asked["way"]))
     return Protocol(instance(config, "eval.sampler"), metric=metric, **asked)
 
 
@@ -110,7 +115,8 @@ def build_training(config: Config, data: Data, device: Device) -> tuple[Training
     backbone = new_backbone(config, data)
     whole = getattr(examples, "kind", None) in FILLED_UP
     network = network_size(backbone, examples.input_shape, whole)
-    algorithm = instance(config, "algo", backbone=backbone).to(device.torch_device)
+    with only_what_suits(examples):
+        algorithm = instance(config, "algo", backbone=backbone).to(device.torch_device)
     torch.manual_seed(stream_seed(config["seed"], "noise"))  # of dropout and the like
     optimizer, schedule = build_optimizer(config, algorithm.parameters())
     generator = stream(config["seed"], "train")
@@ -129,15 +135,19 @@ def new_backbone(config: Config, data: Data) -> nn.Module:
     with suppress(TypeError, ValueError):  # `instance` says of what has no signature
         if "sizes" in inspect.signature(target).parameters:
             arguments["sizes"] = examples.sizes
-    try:
+    with only_what_suits(examples):
         backbone: nn.Module = instance(config, "backbone", **arguments)
-    except UserError as error:
-        if "data.size" not in str(error) or "size" in config["data"]:
-            raise
-        raise UserError(
-            f"{error} (but data={data.name} has no data.size: its examples are as they are stored)"
-        ) from None
     return backbone
+
+
+@contextmanager
+def only_what_suits(examples: Any) -> Iterator[None]:
+    """Within this block, a way out that is for images is told of such examples alone."""
+    images = len(getattr(examples, "input_shape", ())) == 3
+    try:
+        yield
+    except Unsuited as error:
+        raise error.among(lambda need: images or need not in (IMAGES, "data.size")) from None
 
 
 def build_optimizer(
@@ -216,7 +226,19 @@ def instance(config: Config, key: str, **arguments: Any) -> Any:
     try:
         return instantiate(node, _convert_="all", **arguments)
     except InstantiationException as error:
-        raise (error.__cause__ or error) from None
+        cause = error.__cause__ or error
+        if isinstance(cause, Unsuited):  # what has no key here is no way out
+            cause = cause.among(lambda need: need in (IMAGES, NOTHING) or is_taken(config, need))
+        raise cause from None
+
+
+def is_taken(config: Config, key: str) -> bool:
+    """Whether there is such a dotted key, and the class that it is for takes it by its name."""
+    group, _, name = key.rpartition(".")
+    try:
+        return name in inspect.signature(get_object(at(config, group)["_target_"])).parameters
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def at(config: Config, key: str) -> Any:
@@ -233,6 +255,6 @@ def unsuited(config: Config, key: str, error: Exception) -> UserError:
     if found := re.fullmatch(r"got an unexpected keyword argument '(\w+)'", reason):
         return UserError(
             f"{at(config, key)['_target_']} has no {found[1]}, but {key}.{found[1]} is set, by "
-            f"algo= or data= if not by you: choose another {key}="
+            f"algo= or data= if not by you: choose another {key}= or algo="
         )
     return UserError(f"{key}: its values do not suit {at(config, key)['_target_']}: {reason}")

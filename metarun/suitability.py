@@ -1,5 +1,6 @@
 """What does not go together, told before long work starts: each function raises UserError."""
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -125,8 +126,15 @@ def refuse_impossible_tasks(
             for source in several.values():
                 protocol.sampler.check(source)
         except UserError as error:
-            raise UserError(f"{split} split: {error}") from None
+            told = str(error) if split == "train" else in_test(str(error))
+            raise UserError(f"{split} split: {told}") from None
     refuse_other_than_own(data, protocol)
+
+
+def in_test(advice: str) -> str:
+    """What a sampler advises, with the names that its keys have where it draws test tasks."""
+    advice = re.sub(r"\bsampler\.(way|shot|query|tasks)\b", r"eval.\1", advice)
+    return re.sub(r"\bsampler(?=\.)", "eval.sampler", advice).replace("sampler=", "eval=")
 
 
 def refuse_other_than_own(data: Data, protocol: Protocol) -> None:

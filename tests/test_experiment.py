@@ -1,7 +1,6 @@
 """Whole runs: what they leave, that they can be repeated, killed and gone on with."""
 
 import csv
-import json
 import random
 import resource
 import shlex
@@ -21,6 +20,7 @@ from metarun.errors import Interrupted
 from metarun.kernels import library
 from metarun.runs import folder as runfolder
 from metarun.runs import trackers
+from metarun.tracking import jsonlines
 from tests.conftest import QUICK
 
 
@@ -41,11 +41,8 @@ def same(a: dict, b: dict) -> bool:
 
 def records(metarun, name: str) -> list[dict]:
     """The run's metrics, without the one that tells the time."""
-    lines = (metarun.folder / "outputs" / name / "metrics.jsonl").read_text().splitlines()
-    return [
-        {key: value for key, value in json.loads(line).items() if "per_second" not in key}
-        for line in lines
-    ]
+    found = jsonlines.read(metarun.folder / "outputs" / name / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if "per_second" not in k} for record in found]
 
 
 @pytest.mark.drawing
@@ -535,3 +532,23 @@ def test_kernels_change_no_more_than_rounding(metarun):
     assert losses["true"] == pytest.approx(losses["false"], rel=1e-3)
     metarun.run("name=again", "device.compile=true", "backbone.width=16")
     assert same(weights(metarun, "true"), weights(metarun, "again"))
+
+
+def test_a_damaged_log_leaves_a_finished_run_finished(metarun):
+    """It goes on, tells the line once, and the curves have the other lines."""
+    first = metarun.run("name=a", "train.steps=4", "train.log_every=1")
+    path = metarun.folder / "outputs/a/metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    number = next(n for n, text in enumerate(lines) if text.startswith(b'{"step": 2, '))
+    lines[number] = lines[number].replace(b'"train/loss": ', b'"train/loss": 9')
+    path.write_bytes(b"\n".join(lines))
+    metarun.capsys.readouterr()
+    then = metarun.run("name=a", "train.steps=4", "train.log_every=1", "resume=auto")
+    assert then == first, "nothing is left to do"
+    more = metarun.run("name=a", "train.steps=5", "train.log_every=1", "resume=auto")
+    assert more["status"] == "finished"
+    said = metarun.capsys.readouterr().err
+    told = f"metarun: outputs/a/metrics.jsonl: left out line {number + 1}, which is damaged"
+    assert said.count("damaged") == said.count(told) == 1
+    steps = [record["step"] for record in jsonlines.read(path) if "train/loss" in record]
+    assert steps == [1, 3, 4, 5]

@@ -20,6 +20,7 @@ from metarun.runs.rerun import columns
 from metarun.samplers.uniform import Uniform
 from metarun.samplers.variable import Variable
 from metarun.seeds import stream
+from metarun.tracking import jsonlines
 from metarun.training.share import own_share
 from tests.algos.tasks import normal
 from tests.conftest import QUICK
@@ -104,9 +105,8 @@ def weights(folder, checkpoint="last"):
 
 
 def records(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    timed = "train/episodes_per_second"
-    return [{k: v for k, v in json.loads(line).items() if k != timed} for line in lines]
+    found, timed = jsonlines.read(folder / "metrics.jsonl"), "train/episodes_per_second"
+    return [{k: v for k, v in record.items() if k != timed} for record in found]
 
 
 def assert_same_run(mine, its):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from metarun.backbones.batch_norm import MODES, normalisation
 from metarun.backbones.conv4 import Block
 from metarun.episodes import PADDING, Episodes
-from metarun.errors import UserError
+from metarun.errors import IMAGES, NOTHING, Unsuited, UserError
 from metarun.functional.embedding import at_least_float32, embed, embed_apart, real_examples
 from metarun.functional.objective import measured
 from metarun.functional.prototypes import memberships
@@ -120,16 +120,22 @@ def initialise(layer: nn.Module) -> None:
 def map_shape(backbone: nn.Module) -> tuple[int, int, int]:
     """Channels, height and width of the backbone's maps, which can be pooled twice."""
     shape = getattr(backbone, "out_shape", None)
-    if shape is None:
-        raise UserError(
-            "algo=relation compares maps of features, and this backbone gives none: "
-            "use backbone=conv4"
+    another = {NOTHING: "use another algo"}
+    if shape is None or len(shape) != 3:
+        raise Unsuited(
+            "algo=relation compares maps of features, and this backbone gives none",
+            {IMAGES: "use backbone=conv4"} | another,
         )
     channels, high, wide = shape
     if min(high, wide) < 4:
-        raise UserError(
-            f"algo=relation pools the backbone's maps twice, so {high}×{wide} is too small: "
-            "lower backbone.pools, set backbone.strides=false (or backbone.pool=false), or raise "
-            "data.size"
+        raise Unsuited(
+            f"algo=relation pools the backbone's maps twice, so {high}×{wide} is too small",
+            {
+                "backbone.pools": "lower backbone.pools",
+                "backbone.strides": "set backbone.strides=false",
+                "backbone.pool": "set backbone.pool=false",
+                "data.size": "raise data.size",
+            }
+            | another,
         )
     return channels, high, wide

@@ -33,7 +33,8 @@ class QuarterTurns:
         """Square images [N, C, H, H], each turned by an angle of its own."""
         if x.shape[2] != x.shape[3]:
             raise UserError(
-                f"augment: quarter turns need square images, not {x.shape[2]}×{x.shape[3]} ones"
+                f"augment: quarter turns need square images, not {x.shape[2]}×{x.shape[3]} ones: "
+                "use another augment"
             )
         return turned(x, torch.randint(4, (len(x),), device=x.device))
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from metarun.errors import UserError
+from metarun.errors import NOTHING, Unsuited
 from metarun.kernels.winograd import can_convolve, convolution
 
 
@@ -45,9 +45,10 @@ def image_shape(input_shape: tuple[int, ...], least: int, network: str) -> tuple
     """Channels, height and width. Raises UserError unless they are those of images from
     `least` × `least` on, which is what `network` takes."""
     if len(input_shape) != 3 or min(input_shape[1:]) < least:
-        raise UserError(
+        raise Unsuited(
             f"{network} takes images of at least {least}×{least}, not examples of shape "
-            f"{list(input_shape)}: raise data.size, or use backbone=mlp"
+            f"{list(input_shape)}",
+            {"data.size": "raise data.size", NOTHING: "use backbone=mlp"},
         )
     channels, height, wide = input_shape
     return channels, height, wide

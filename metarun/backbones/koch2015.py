@@ -4,7 +4,7 @@ Recognition", fig. 4."""
 import torch
 from torch import nn
 
-from metarun.errors import UserError
+from metarun.errors import NOTHING, Unsuited, UserError
 
 READS = ("images",)
 
@@ -35,9 +35,13 @@ class Koch2015(nn.Sequential):
             layers.append(nn.ReLU())
             channels = filters
         if len(size) != 2 or min(size) < 1:
-            raise UserError(
+            raise Unsuited(
                 f"backbone=koch2015 takes images of at least 65×65, not examples of shape "
-                f"{list(input_shape)}: use data.size=105, the paper's, or another backbone"
+                f"{list(input_shape)}",
+                {
+                    "data.size": "use data.size=105, the paper's",
+                    NOTHING: "use another backbone",
+                },
             )
         dense = nn.Linear(channels * size[0] * size[1], features)
         super().__init__(*layers, nn.Flatten(), dense, nn.Sigmoid())

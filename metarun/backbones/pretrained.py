@@ -16,7 +16,7 @@ from torchvision.ops import StochasticDepth
 
 from metarun.backbones.convolution import Mean, image_shape
 from metarun.backbones.layer_norm import ScaledApart, is_wrong_in_inner_loops
-from metarun.errors import UserError
+from metarun.errors import NOTHING, Unsuited, UserError
 
 READS = ("images",)
 AUXILIARY = ("aux1", "aux2", "AuxLogits")  # further classifiers of GoogLeNet and Inception
@@ -53,9 +53,13 @@ class Pretrained(nn.Module):
             with torch.no_grad():
                 features = self(torch.zeros(1, *input_shape))
         except (RuntimeError, AssertionError, ValueError) as error:
-            raise UserError(
+            raise Unsuited(
                 f"backbone.name={name} does not take images of shape {list(input_shape)} "
-                f"({first_line(error)}): set data.size to what it was made for, such as 224"
+                f"({first_line(error)})",
+                {
+                    "data.size": "set data.size to what it was made for, such as 224",
+                    NOTHING: "choose another backbone.name",
+                },
             ) from None
         self.train()
         return features.flatten(1).shape[1]

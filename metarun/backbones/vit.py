@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metarun.backbones.convolution import Conv2d, image_shape
 from metarun.backbones.layer_norm import LayerNorm
-from metarun.errors import UserError
+from metarun.errors import NOTHING, Unsuited, UserError
 
 READS = ("images",)
 EPS = 1e-6  # of the layer norms
@@ -40,9 +40,10 @@ class ViT(nn.Module):
         channels, height, wide = image_shape(input_shape, 1, "A vision transformer")
         if height % patch or wide % patch:
             fits = [p for p in range(2, min(height, wide) + 1) if height % p == wide % p == 0]
-            raise UserError(
-                f"backbone.patch={patch}: patches must divide images of {height}×{wide}: "
-                f"choose one of {', '.join(map(str, fits))}"
+            among = {"backbone.patch": f"choose one of {', '.join(map(str, fits))}"} if fits else {}
+            raise Unsuited(
+                f"backbone.patch={patch}: patches must divide images of {height}×{wide}",
+                among or {"data.size": "set data.size to another", NOTHING: "use another backbone"},
             )
         if width % heads:
             raise UserError(f"backbone.width={width}: backbone.heads={heads} must divide it")

@@ -42,6 +42,7 @@ from metarun.runs import rerun
 from metarun.runs.job import Job
 from metarun.signals import StopSignals, ends_with_launcher
 from metarun.tables import cells
+from metarun.tracking import console
 
 
 def run_name(part: str = "", *, _root_: DictConfig) -> str:
@@ -96,7 +97,7 @@ def run_of(config: DictConfig) -> float | None:
             raise UserError(f"seeds={seeds} is for one process: leave out torchrun")
         if mode in ("prepare", "verify"):
             runfolder.remove_empty(folder)  # Hydra made it
-            print(prepare.run(asked.config, asked.names["data"]))
+            console.plain(prepare.run(asked.config, asked.names["data"]))
             return None
         if seeds > 1:
             several = [of_seed(config, folder, hydra_config, n) for n in range(seeds)]
@@ -275,7 +276,7 @@ def main() -> None:
         arguments = parsed_arguments()
         if arguments.help:
             folders = conf_folders(arguments.config_dir)
-            print(help_text(folders, choices_of(arguments.overrides)))
+            console.plain(help_text(folders, choices_of(arguments.overrides)))
             return
         if any(override.startswith("rerun=") for override in arguments.overrides):
             sys.exit(repeat(arguments))
@@ -310,6 +311,8 @@ def main() -> None:
         leave(" ".join(str(error).split()))
     except KeyboardInterrupt as stopped:
         leave(str(stopped) or "stopped", code=130)
+    except BrokenPipeError:  # of what Hydra writes, when nobody reads on, as after `| head`
+        console.to_nobody()
     except Exception as error:
         if complaint := launchers.complaint(error):
             leave(complaint, code=1)

@@ -57,7 +57,10 @@ def run_sweep(
             raise Interrupted(text) from None
         except Exception as error:  # the first of them; each has been told
             failure = error
-    told = render.write(folder) if table else summary.write(folder)
+    try:
+        told = render.write(folder) if table else summary.write(folder)
+    except UserError as unwritten:  # a full disk, which has ended the runs before
+        raise failure or unwritten from None
     console.plain(f"\n{told}")
     if failure and table and any(run.state == "failed" for run in cells.below(folder)):
         sys.exit(1)  # each has told why

@@ -19,6 +19,7 @@ from typing import IO
 
 import numpy as np
 
+from metarun.data.one_form import one_form, path_in_one_form
 from metarun.data.pictures import in_order
 from metarun.data.store import data_folder
 from metarun.data.told import doubt
@@ -72,29 +73,48 @@ def files(folder: Path) -> Iterator[tuple[str, Path]]:
 def members(source: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
     """Name and content of each file in `source` whose whole name `wanted` matches.
 
-    Names are paths within `source`, with slashes. Raises UserError when it cannot be read.
+    Names are paths within `source`, with slashes, in one form of Unicode. What macOS puts beside
+    files is left out. Raises UserError when it cannot be read, or two names are the same.
     """
+    seen: dict[str, str] = {}
+
+    def named(path: str) -> str | None:
+        """The path in one form, if it is wanted."""
+        if is_beside(path) or not wanted.fullmatch(one_form(path)):
+            return None
+        try:
+            return path_in_one_form(path, seen)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
+
     try:
         if source.is_dir():
-            for name, path in files(source):
-                if wanted.fullmatch(name):
-                    yield name, path.read_bytes()
+            for path, file in files(source):
+                if name := named(path):
+                    yield name, file.read_bytes()
         elif zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as archive:
-                for name in filter(wanted.fullmatch, archive.namelist()):
-                    yield name, archive.read(name)
+                for path in archive.namelist():
+                    if name := named(path):
+                        yield name, archive.read(path)
         else:
             with tarfile.open(source, "r|*", bufsize=BUFFER) as tape:
                 for member in tape:
-                    if member.isfile() and wanted.fullmatch(member.name):
-                        file = tape.extractfile(member)
-                        assert file is not None  # it is one
-                        yield member.name, file.read()
+                    if member.isfile() and (name := named(member.name)):
+                        content = tape.extractfile(member)
+                        assert content is not None  # it is one
+                        yield name, content.read()
     except DAMAGE as error:
         raise UserError(
             f"{source} is damaged or not complete ({error}): "
             "replace it, or remove it to have it downloaded again"
         ) from None
+
+
+def is_beside(path: str) -> bool:
+    """Whether macOS has put the file beside another: ._1.jpg, or all in __MACOSX."""
+    *folders, name = path.split("/")
+    return name.startswith("._") or "__MACOSX" in folders
 
 
 def read_pictures(

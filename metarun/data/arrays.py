@@ -192,6 +192,11 @@ def read(path: Path) -> dict[str, np.ndarray]:
             hint = ": save labels as numbers or text, np.array(labels, dtype=str)"
         reason = "it holds Python objects" if hint else " ".join(str(error).split())
         raise UserError(f"{path} cannot be read: {reason}{hint}") from None
+    except MemoryError as error:  # its header may say anything
+        raise UserError(
+            f"{path} cannot be read: {str(error).rstrip('.') or 'no memory'}: it is damaged, "
+            "or larger than the memory"
+        ) from None
 
 
 def as_array(x: Tensor) -> np.ndarray:
@@ -296,7 +301,8 @@ def as_bytes(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
 
 def as_numbers(path: Path, x: np.ndarray, name: str) -> Tensor:
     """The examples as float32; UserError naming the first row that has a number that is none."""
-    numbers = torch.from_numpy(x.astype(np.float32))
+    with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite
+        numbers = torch.from_numpy(x.astype(np.float32))
     if not (finite := numbers.flatten(1).isfinite().all(dim=1)).all():
         row = int((~finite).nonzero()[0])
         raise UserError(

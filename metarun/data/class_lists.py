@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from metarun.data.one_form import names_in_one_form
 from metarun.data.store import SPLITS
 from metarun.errors import UserError
 
@@ -24,11 +25,13 @@ def by_class(
 ) -> dict[str, dict[str, list[Picture]]]:
     """The pictures of each listed class of each split, sorted, from each picture's class.
 
-    Raises UserError when a class has none.
+    Raises UserError when a class has none, or two differ only in how Unicode writes them.
     """
+    classes = list(dict.fromkeys(class_of.values()))
+    names = dict(zip(classes, names_in_one_form(classes), strict=True))
     pictures: dict[str, list[Picture]] = {}
     for picture in sorted(class_of):
-        pictures.setdefault(class_of[picture], []).append(picture)
+        pictures.setdefault(names[class_of[picture]], []).append(picture)
     for name in (name for split in SPLITS for name in listed[split]):
         if name not in pictures:
             raise UserError(f"{source} has no picture of class {name!r}: it is not complete")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metarun.data.split_by_class import one_form
+from metarun.data.one_form import one_form
 from metarun.data.split_names import folded, split_named
 from metarun.data.table import LABELS, columns_named, lines_of, separator_at
 from metarun.data.told import doubt, few, tell
@@ -280,7 +280,7 @@ def number(text: str) -> float:
         return np.nan
     if "_" in text:  # 1_2 is one to Python alone
         return np.nan
-    return value if abs(value) <= np.finfo(np.float32).max else np.nan
+    return value if abs(value) <= float(np.finfo(np.float32).max) else np.nan
 
 
 def matching(path: Path, header: Sequence[str], patterns: Sequence[str], key: str) -> set[int]:

@@ -2,13 +2,21 @@
 
 import os
 import shutil
+import time
+from collections.abc import Mapping
+from glob import escape
 from pathlib import Path
 from typing import Any
 
+from metarun.data.odd import look
 from metarun.data.split import Split
 from metarun.data.store import DataSet, files_in, is_sound, write
+from metarun.data.told import listening
 from metarun.errors import UserError
+from metarun.files import writing
 from metarun.folders import none_left_empty
+
+LEFT = 24 * 3600  # seconds after which a half-written folder is nobody's
 
 
 def load(root: str | None) -> DataSet:
@@ -30,18 +38,46 @@ def load(root: str | None) -> DataSet:
     return DataSet("features", files)
 
 
-def store(folder: Path, splits: dict[str, Split], made_from: dict[str, Any]) -> DataSet:
-    """Write the features to `folder`, which is there whole or not at all; what they are made from
-    stands beside them."""
+def store(
+    folder: Path,
+    splits: dict[str, Split],
+    made_from: dict[str, Any],
+    told: Mapping[str, Any] | None = None,
+) -> DataSet:
+    """Write the features to `folder`, which is there whole or not at all.
+
+    What they are made from stands beside them. So does what was `told` of the embedded data, as far
+    as it is `carried` along, and what looks odd about the features themselves.
+    """
+    with listening(told) as everything:
+        look(splits)
+    for left in folder.parent.glob(f".{escape(folder.name)}.*.tmp"):  # of a process that was killed
+        if time.time() - left.stat().st_mtime > LEFT:
+            shutil.rmtree(left, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
     try:
+        with writing(folder):
+            temporary.mkdir(parents=True)
         for split, path in files_in(temporary).items():
-            write(path, splits[split], made_from)
-        os.rename(temporary, folder)  # refused by the system if the folder is not empty
+            write(path, splits[split], made_from, everything)
+        with writing(folder):
+            os.rename(temporary, folder)  # refused by the system if the folder is not empty
+    except UserError as error:
+        raise UserError(str(error).replace(str(temporary), str(folder))) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return DataSet("features", files_in(folder))
+
+
+def carried(name: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    """How the data of this name was split, and the doubts about it; what was told of its columns
+    or pictures is not so of their features."""
+    kept: dict[str, Any] = {}
+    if "split" in told:
+        kept["split"] = f"{told['split']} (data={name})"
+    if told.get("doubts"):
+        kept["doubts"] = [f"of the embedded data={name}: {doubt}" for doubt in told["doubts"]]
+    return kept
 
 
 def refuse_taken(folder: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metarun.data import pickles
 from metarun.data.large_array import large_array
+from metarun.data.one_form import names_in_one_form, one_form
 from metarun.data.split import Split, as_split
 from metarun.data.statistics import channel_statistics
 from metarun.errors import UserError
@@ -59,9 +60,14 @@ def fill(
         x[place[row : row + len(block)]] = resized(block, size).transpose(0, 3, 1, 2)
         row += len(block)
     ids, counts = np.unique(labels, return_counts=True)
-    classes = [content.names[label] for label in ids.tolist()]
-    above = content.superclasses
-    superclass_of = {content.names[i]: above[i] for i in ids.tolist()} if above else None
+    given = [content.names[label] for label in ids.tolist()]
+    names_in_one_form(dict.fromkeys(given))  # no two that differ in their form alone
+    classes, above = list(map(one_form, given)), content.superclasses
+    superclass_of = (
+        {name: one_form(above[i]) for name, i in zip(classes, ids.tolist(), strict=True)}
+        if above
+        else None
+    )
     return (
         torch.from_numpy(x),
         torch.tensor([0, *counts.tolist()]).cumsum(0),
@@ -127,7 +133,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return dict(archive)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
 
 

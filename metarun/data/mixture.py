@@ -13,7 +13,7 @@ from torch import Tensor
 from metarun.data.kinds import FILLED_UP, KINDS, cut, filled_up
 from metarun.data.split import Split
 from metarun.data.store import SPLITS, DataSet, sha256
-from metarun.errors import UserError
+from metarun.errors import NOTHING, Unsuited, UserError
 from metarun.functional.metrics import ACCURACY
 
 
@@ -199,10 +199,14 @@ def refuse_unlike(first: str, a: Split, name: str, b: Split, size: int) -> None:
             f"{list(b.sizes)} in those of {name}: {one}, unless both have one vocabulary"
         )
     if a.kind not in FILLED_UP and not same_but_for_grey(b.input_shape, a.input_shape):
-        sized = b.input_shape[1:] != a.input_shape[1:]
-        raise UserError(
+        keys = [f"data.sources.{source}.size" for source in (name, first)]
+        sized = (
+            len(a.input_shape) == len(b.input_shape) == 3 and a.input_shape[0] == b.input_shape[0]
+        )
+        raise Unsuited(
             f"data.size={size}: {first} has examples of shape {list(a.input_shape)}, {name} of "
-            f"{list(b.input_shape)}: " + (f"set data.sources.{name}.size" if sized else one)
+            f"{list(b.input_shape)}: {one}",
+            {key: f"set {key}" for key in keys if sized} | {NOTHING: "leave one out"},
         )
 
 

@@ -2,14 +2,14 @@
 
 import difflib
 import json
-import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
+from metarun.data.one_form import names_in_one_form, one_form
 from metarun.data.split_names import split_named
 from metarun.data.store import SPLITS, refuse_shared_classes
 from metarun.data.table import LABELS, columns_named, lines_of
@@ -188,20 +188,3 @@ def one_each(classes: Mapping[str, Any], column: np.ndarray, what: str) -> dict[
             )
         said[name] = found[0]
     return said
-
-
-def one_form(name: str) -> str:
-    """The name as Unicode composes it: a Mac's file system takes accents apart."""
-    return unicodedata.normalize("NFC", name)
-
-
-def names_in_one_form(names: Iterable[str]) -> list[str]:
-    """The names as Unicode composes them; UserError when two then are the same."""
-    found: dict[str, str] = {}
-    for name in names:
-        if found.setdefault(one_form(name), name) != name:
-            raise UserError(
-                f"there are two classes {one_form(name)!r}, which differ only in how Unicode "
-                "writes their letters (NFC and NFD): rename one, or put them together"
-            )
-    return list(found)

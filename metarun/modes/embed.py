@@ -28,6 +28,7 @@ from metarun.runs.report import understood
 from metarun.runs.results import kept
 from metarun.seeds import stream_seed
 from metarun.signals import StopSignals
+from metarun.testing.doubts import told
 from metarun.tracking.console import Console
 from metarun.tracking.progress import track
 
@@ -97,7 +98,9 @@ def run(job: Job) -> dict[str, Any]:
                 runfolder.write_text(folder / name, text)
             embedded = embed_all(backbone, data, device)
             stop.heed()
-            stored = features.store(to, embedded, made_from)
+            carried = features.carried(data.name, data.told)
+            stored = features.store(to, embedded, made_from, carried)
+            told(stored.told.get("doubts", [])[len(carried.get("doubts", [])) :], console.message)
             results |= {
                 "status": "finished",
                 "features": {**stored.facts(), "shape": list(embedded["test"].input_shape)},

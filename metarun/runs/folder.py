@@ -189,12 +189,19 @@ def mark_failed(path: Path) -> None:
 
 def put_by(folder: Path) -> None:
     """Copy the results of the finished run in `folder`, and those of its episodes, to files of the
-    next free number, results.1.json and so on, before others take their place."""
+    next free number, results.1.json and so on, before others take their place; both or neither."""
     number = next(n for n in count(1) if not (folder / f"results.{n}.json").exists())
-    for path in [folder / "results.json", folder / "episodes.csv"]:
-        if path.exists():
-            with files.whole(path.with_suffix(f".{number}{path.suffix}")) as copy:
-                copy.write(path.read_bytes())
+    made: list[Path] = []
+    try:
+        for path in [folder / "results.json", folder / "episodes.csv"]:
+            if path.exists():
+                with files.whole(path.with_suffix(f".{number}{path.suffix}")) as copy:
+                    copy.write(path.read_bytes())
+                made.append(path.with_suffix(f".{number}{path.suffix}"))
+    except BaseException:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def write_csv(path: Path, columns: dict[str, list]) -> None:

@@ -63,6 +63,7 @@ def understood(facts: dict[str, Any], source: str = "") -> dict[str, str]:
         )
     rows[f"columns{source}"] = "; ".join(columns)
     rows[f"read as{source}"] = facts.get("read_as", "")
+    rows[f"class folders{source}"] = facts.get("class_folders", "")
     rows[f"deep pictures{source}"] = facts.get("deep_pictures", "")
     rows[f"doubts{source}"] = "\n".join(facts.get("doubts", []))
     return {key: row for key, row in rows.items() if row}

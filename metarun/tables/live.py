@@ -4,7 +4,6 @@ It is read off the run folders, so it does not matter which launcher runs the jo
 """
 
 import contextlib
-import json
 import os
 import sys
 import threading
@@ -17,6 +16,7 @@ from metarun.tables import cells
 from metarun.tables.cells import Run
 from metarun.tables.summary import told_apart
 from metarun.tracking.console import metric_of, plain
+from metarun.tracking.jsonlines import record_of
 
 SECONDS = 2.0  # between two looks at the folders
 LINES = 30  # runs that the live table shows at most
@@ -142,8 +142,4 @@ def last_records(path: Path, kilobytes: int = 64) -> list[dict[str, Any]]:
             lines = file.read().splitlines()
     except OSError:
         return []
-    records = []
-    for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict) and "step" in record]
+    return [record for line in lines if (record := record_of(line)) is not None]

@@ -232,4 +232,9 @@ def plain(text: str) -> None:
     except OSError as error:  # nobody reads on, as after `| head`, or on a terminal that is closed
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        to_nobody()
+
+
+def to_nobody() -> None:
+    """What is still written to the output goes nowhere, since nobody reads it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

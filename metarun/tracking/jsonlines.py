@@ -1,14 +1,24 @@
-"""metrics.jsonl: every record of a run, one JSON object a line."""
+"""metrics.jsonl: every record of a run, one JSON object a line, the last key its checksum.
+
+A checksum a line, not one of the file: the log grows after the last checkpoint and after a kill,
+and one damaged line does not cast doubt on the others. Lines without one are of earlier versions.
+"""
 
 import errno
 import json
 import math
 import os
 import sys
+import zlib
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from metarun import files
+
+SEAL = "crc32"  # the last key of a line: the checksum of the others
+SHOWN = 5  # numbers of damaged lines
 
 Record = dict[str, float | int]
 
@@ -18,7 +28,7 @@ class JsonLines:
 
     On resume, `resume_step` is the last step that the checkpoint knows: later records are dropped,
     since those steps are taken again, and so is a test record. None keeps every record. Damaged
-    lines are left out, and counted on stderr.
+    lines are left out, and told on stderr.
     """
 
     def __init__(self, path: Path, resume_step: int | None = None):
@@ -53,16 +63,39 @@ def line(record: Record) -> bytes:
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in record.items()
     }
-    return (json.dumps(finite, allow_nan=False) + "\n").encode()
+    return (json.dumps({**finite, SEAL: checksum(finite)}, allow_nan=False) + "\n").encode()
+
+
+def checksum(record: Mapping[str, Any]) -> str:
+    """CRC-32 of the record, however its line is spaced, hex."""
+    return f"{zlib.crc32(json.dumps(record).encode()):08x}"
 
 
 def read(path: Path) -> list[dict]:
-    """The records of the file, without a last line torn by a kill, and damaged ones. [] where there
-    is no file."""
+    """The records of the file, without a last line torn by a kill, and damaged ones, of which it is
+    told on stderr. [] where there is no file."""
     if not path.is_file():
         return []
-    found = map(record_of, whole_lines(path.read_bytes()))
-    return [record for record in found if record is not None]
+    return [record for _, record in sound_lines(path, path.read_bytes())]
+
+
+def sound_lines(path: Path, content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
+    """The whole lines of the file at `path` and their records, but for damaged ones: told."""
+    lines = content.split(b"\n")[:-1]
+    found = [(text, record_of(text)) for text in lines]
+    damaged = tuple(n for n, (_, record) in enumerate(found, start=1) if record is None)
+    if damaged:
+        tell_damaged(path, damaged)
+    return [(text, record) for text, record in found if record is not None]
+
+
+@cache  # once, however often the file is read
+def tell_damaged(path: Path, numbers: tuple[int, ...]) -> None:
+    """Tell of the lines of these numbers, counted from 1."""
+    more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
+    which = ", ".join(map(str, numbers[:SHOWN])) + more
+    lines = f"line {which}, which is" if len(numbers) == 1 else f"lines {which}, which are"
+    print(f"metarun: {path}: left out {lines} damaged", file=sys.stderr, flush=True)
 
 
 def record_of(text: bytes) -> dict[str, Any] | None:
@@ -71,12 +104,13 @@ def record_of(text: bytes) -> dict[str, Any] | None:
         record = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
-
-
-def whole_lines(content: bytes) -> list[bytes]:
-    """The lines that were written to their end."""
-    return content.split(b"\n")[:-1]
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        return None
+    seal = record.pop(SEAL, None)
+    if seal is not None and seal != checksum(record):
+        return None
+    numbers = all(value is None or isinstance(value, int | float) for value in record.values())
+    return record if numbers else None
 
 
 def keep_until_step(path: Path, step: int | None) -> None:
@@ -84,13 +118,9 @@ def keep_until_step(path: Path, step: int | None) -> None:
     if not path.exists():
         return
     content = path.read_bytes()
-    found = [(text, record_of(text)) for text in whole_lines(content)]
-    sound = [(text, record) for text, record in found if record is not None]
-    if damaged := len(found) - len(sound):
-        print(f"metarun: {path}: left out {damaged} damaged lines", file=sys.stderr, flush=True)
     kept = b"".join(
         text + b"\n"
-        for text, record in sound
+        for text, record in sound_lines(path, content)
         if step is None or (record["step"] <= step and "test/episodes" not in record)
     )
     if kept != content:

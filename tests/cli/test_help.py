@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,3 +128,16 @@ def test_comments_that_go_on_are_joined():
     ]
     shown = [" ".join(line.split()) for line in described(lines, prefix="g.")]
     assert shown == ["g.a.b=1 one two", "g.a.c=null", "g.d=[1, 2] three"]
+
+
+@pytest.mark.parametrize("asked", ["--help", "--cfg=job"])
+def test_nobody_reads_on(tmp_path, asked):
+    """As after `| head`: no word, and no failure."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "metarun", asked]
+    ended = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, cwd=tmp_path, text=True, check=False
+    )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, "")

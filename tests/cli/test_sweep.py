@@ -1,10 +1,12 @@
-"""A sweep that is asked to stop when none of its jobs is at work."""
+"""What a sweep leaves and tells, also one that is stopped when none of its jobs is at work."""
 
 import signal
 
 import pytest
 
 from metarun.cli import main as command_line
+from metarun.errors import UserError
+from metarun.tables import summary
 from tests.conftest import QUICK
 
 SWEEP = ["-m", "seed=0,1", "name=s", "hydra.sweep.dir=outputs/s", "hydra.sweep.subdir=${seed}"]
@@ -42,3 +44,23 @@ def test_a_signal_between_two_jobs(metarun, monkeypatch, number, moment):
 
     metarun.main(*sweep, "resume=auto")
     assert [metarun.results(f"s/{seed}")["status"] for seed in "01"] == ["finished"] * 2
+
+
+def test_why_runs_failed_is_told_though_the_summary_cannot_be_written(metarun, monkeypatch):
+    """As on a full disk."""
+
+    def full(folder):
+        raise UserError(f"cannot write {folder}/summary.md: No space left on device")
+
+    monkeypatch.setattr(summary, "write", full)
+    sweep = ("-m", *metarun.data, *QUICK, "hydra.sweep.dir=outputs")
+    metarun.capsys.readouterr()
+    with pytest.raises(SystemExit) as leaving:
+        metarun.main(*sweep, "algo.distance=manhattan,cosine")
+    assert leaving.value.code == 2
+    said = metarun.capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("metarun: algo.distance=manhattan: choose one of")
+    with pytest.raises(SystemExit) as leaving:
+        metarun.main(*sweep, "algo.distance=cosine,euclidean", "resume=auto")
+    assert leaving.value.code == 2
+    assert "cannot write outputs/summary.md" in metarun.capsys.readouterr().err

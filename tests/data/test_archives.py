@@ -84,3 +84,17 @@ def test_fingerprint(tmp_path):
     assert fingerprint(folder) == first
     (folder / "set" / "a" / "1.txt").write_bytes(b"ones")
     assert fingerprint(folder) != first
+
+
+@pytest.mark.parametrize("form", [layouts.as_folder, layouts.as_tar, layouts.as_zip])
+def test_what_was_packed_on_a_mac(tmp_path, form):
+    """Letters taken apart are composed again, and what lies beside files is no file."""
+    files = {"set/cafe\u0301/1.txt": b"one", "set/cafe\u0301/2.txt": b"two"}
+    beside = {"__MACOSX/set/cafe\u0301/._1.txt": b"", "set/cafe\u0301/._2.txt": b""}
+    source = form(files | beside, tmp_path / "source")
+    composed = re.compile(r"set/caf\u00e9/\d\.txt|.*_.*")
+    wanted = {"set/caf\u00e9/1.txt": b"one", "set/caf\u00e9/2.txt": b"two"}
+    assert dict(members(source, composed)) == wanted
+    source = form({**files, "set/caf\u00e9/3.txt": b"three"}, tmp_path / "twins")
+    with pytest.raises(UserError, match=r"twins.*: there are two of 'set/caf\u00e9', which differ"):
+        list(members(source, TEXT))

@@ -1,3 +1,6 @@
+import io
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -232,3 +235,47 @@ def test_from_the_command_line(metarun):
     said = metarun.error(*mine, "augment=crop_flip")
     assert said == "augment changes images, and data=npz has none: use augment=none"
     assert "nothing to learn: train.steps=0 only tests" in metarun.error(*mine)
+
+
+@pytest.mark.parametrize("ending", [".npz", ".safetensors"])
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e300])
+@pytest.mark.filterwarnings("error")
+def test_a_number_that_float32_does_not_hold(tmp_path, ending, number):
+    x = VECTORS.copy()
+    x[4, 1] = number
+    with pytest.raises(UserError, match="row 4 of x has a number that is not finite: leave it out"):
+        load(stored(tmp_path, ending, x=x, y=Y))
+
+
+@pytest.mark.parametrize("ending", [".npz", ".safetensors"])
+def test_what_is_odd_is_told(tmp_path, ending):
+    """Examples that are all alike, and one number that dwarfs the others."""
+    x = np.random.default_rng(0).standard_normal((60, 3)).astype(np.float32)
+    x[20:40] = x[20]
+    x[7, 1] = 1e7
+    y = np.arange(60) // 20
+    path = stored(tmp_path, ending, x=x, y=y, split=y.copy())
+    alike, far = load(path).facts()["doubts"]
+    assert alike == "all 20 examples of the val split are alike"
+    assert far.startswith("number 1 is 1e+07 in one example, but within ")
+    assert load(path).facts()["doubts"] == [alike, far], "of the prepared files too"
+
+
+def test_classes_that_differ_only_in_their_form_are_refused(tmp_path):
+    labels = np.array(["caf\u00e9", "cafe\u0301", "a", "b", "a", "b"])
+    with pytest.raises(UserError, match="there are two classes 'caf\u00e9', which differ only in"):
+        load(stored(tmp_path, x=VECTORS, y=labels))
+    labels[0] = labels[1]
+    data = load(stored(tmp_path, x=VECTORS, y=labels))
+    assert {c for inside in members(data).values() for c in inside} == {"caf\u00e9", "a", "b"}
+
+
+def test_a_header_that_claims_more_than_any_memory(tmp_path):
+    header = io.BytesIO()
+    shape = {"descr": "<f4", "fortran_order": False, "shape": (10**13, 1)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    path = stored(tmp_path, y=Y)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x.npy", header.getvalue())
+    with pytest.raises(UserError, match=r"data\.npz cannot be read: Unable .*: it is damaged"):
+        load(path)

@@ -67,3 +67,11 @@ def test_a_class_without_pictures_is_told():
     assert found == {"train": {"a": ["1", "2"]}, "val": {}, "test": {"b": ["3"]}}
     with pytest.raises(UserError, match="set has no picture of class 'c'"):
         by_class({**listed, "val": ["c"]}, pictures, Path("set"))
+
+
+def test_names_from_a_mac(tmp_path):
+    listed = {"train": ["caf\u00e9"], "val": ["a"], "test": ["b"]}
+    class_of = {"1": "cafe\u0301", "2": "a", "3": "b", "0": "cafe\u0301"}
+    assert by_class(listed, class_of, tmp_path)["train"] == {"caf\u00e9": ["0", "1"]}
+    with pytest.raises(UserError, match="there are two classes 'caf\u00e9'"):
+        by_class(listed, class_of | {"4": "caf\u00e9"}, tmp_path)

@@ -185,6 +185,7 @@ def test_a_change_is_noticed(tmp_path, monkeypatch):
         (['x,label', '"1,a'], "cannot be read"),
     ],
 )  # fmt: skip
+@pytest.mark.filterwarnings("error")
 def test_what_is_wrong_is_told(tmp_path, lines, said):
     with pytest.raises(UserError) as error:
         load(written(tmp_path / "t.csv", *lines))

@@ -1,9 +1,11 @@
 import json
+import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from metarun.data import features
+from metarun.data import features, store
 from metarun.data.split import stack_classes
 from metarun.data.store import metadata
 from metarun.errors import UserError
@@ -54,7 +56,7 @@ def test_nothing_is_overwritten(tmp_path):
         features.refuse_taken(tmp_path)
     with pytest.raises(UserError, match="cannot write in"):
         features.refuse_taken(tmp_path / "thesis.tex" / "below")
-    with pytest.raises(OSError, match="not empty"):
+    with pytest.raises(UserError, match=r"cannot write .*: Directory not empty"):
         features.store(tmp_path, some_splits(), MADE_FROM)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -69,3 +71,54 @@ def test_what_is_not_there(tmp_path):
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(UserError, match=r"test\.safetensors is damaged: remove"):
         features.load(str(tmp_path / "f"))
+
+
+def test_doubts_and_the_split_are_carried_along(tmp_path):
+    """What was told of columns is not: features have none."""
+    of = {"split": "by column 'split'", "features": ["f0"], "doubts": ["f0 dwarfs the others"]}
+    features.store(tmp_path / "f", some_splits(), MADE_FROM, features.carried("made up", of))
+    data = features.load(str(tmp_path / "f"))
+    assert data.told == {
+        "split": "by column 'split' (data=made up)",
+        "doubts": ["of the embedded data=made up: f0 dwarfs the others"],
+    }
+    assert data.summary().startswith("split by column 'split' (data=made up): 3 / 1 / 2 classes")
+    features.store(tmp_path / "g", some_splits(), MADE_FROM)
+    assert features.load(str(tmp_path / "g")).told == {}
+
+
+def test_features_that_are_odd_themselves_are_told(tmp_path):
+    splits = some_splits()
+    splits["test"].x[:] = splits["test"].x[:1]  # a network that does not look
+    splits["train"].x[0, 1] = torch.nan
+    with pytest.raises(UserError, match="example 0 has a number that is not finite"):
+        features.store(tmp_path / "f", splits, MADE_FROM)
+    splits["train"].x[0, 1] = 1e9
+    of = features.carried("made up", {"doubts": ["the data was odd"]})
+    many = stack_classes("vectors", {"many": splits["train"].x.repeat(3, 1)})
+    many.x[1:, 1] = torch.linspace(-1, 1, len(many.x) - 1)
+    features.store(tmp_path / "f", splits | {"train": many}, MADE_FROM, of)
+    was, alike, far = features.load(str(tmp_path / "f")).told["doubts"]
+    assert was == "of the embedded data=made up: the data was odd"
+    assert alike == "all 7 examples of the test split are alike"
+    assert far.startswith("number 1 is 1e+09 in one example, but within ")
+
+
+def test_a_full_disk_leaves_nothing_and_names_the_folder(tmp_path, monkeypatch):
+    """What a killed process has left is swept, once it is nobody's."""
+    killed, at_work = (tmp_path / f".f.{pid}.tmp" for pid in (1, 2))
+    for path in (killed, at_work):
+        path.mkdir()
+        (path / "train.safetensors").write_text("half")
+    os.utime(killed, (1, 1))
+
+    def full(*given, **more):
+        raise SafetensorError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "save_file", full)
+        with pytest.raises(UserError) as refused:
+            features.store(tmp_path / "f", some_splits(), MADE_FROM)
+    told = f"cannot write {tmp_path}/f/train.safetensors: No space left on device"
+    assert str(refused.value) == told
+    assert list(tmp_path.iterdir()) == [at_work]

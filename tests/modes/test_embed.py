@@ -74,7 +74,15 @@ def test_the_backbone_of_another_algorithm(metarun, embed):
         {k.removeprefix(prefix): v for k, v in state["algorithm"].items() if k.startswith(prefix)}
     )
     pictures = image_folder.load(
-        metarun.data[1].removeprefix("data.root="), 16, True, None, 0, None, [0.64, 0.16, 0.2], 0
+        metarun.data[1].removeprefix("data.root="),
+        16,
+        True,
+        None,
+        None,
+        0,
+        None,
+        [0.64, 0.16, 0.2],
+        0,
     ).open("val")
     with torch.no_grad():
         wanted = backbone(pictures.take(torch.arange(7)))
@@ -151,3 +159,25 @@ def test_into_the_folder_of_the_run(metarun, capsys):
     assert "data=features 'data.root=outputs/e e/features'\n" in capsys.readouterr().out
     assert path.stat().st_mtime_ns == before
     assert "already holds a run" in metarun.error(*given[:-1], "hydra.run.dir=outputs/e e")
+
+
+def test_doubts_are_said_again_of_features(metarun):
+    """Of the data that was embedded, and of what a network made of it that does not look."""
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(9, 12, 4, generator=draw)
+    rows[2, 3, 1] = 1e6
+    lines = [f"{c},{','.join(map(str, r))}" for c in range(9) for r in rows[c].tolist()]
+    (metarun.folder / "t.csv").write_text("\n".join(["label,a,b,c,d", *lines]))
+    table = ("mode=embed", "data=csv", "data.file=t.csv", "data.fractions=[0.34,0.33,0.33]")
+    metarun.main(*table, "backbone=mlp", "to=f", "device=cpu", "hydra.run.dir=outputs/embed")
+    (of_data,) = metarun.results("embed")["data"]["doubts"]
+    assert of_data.startswith("b is 1e+06 in one example")
+    first, *_ = metarun.results("embed")["features"]["doubts"]
+    assert first == f"of the embedded data=csv: {of_data}"
+    metarun.capsys.readouterr()
+    head = on_features(
+        metarun, "data.root=f", "train.steps=0", "eval.episodes=4", "backbone=identity"
+    )
+    assert head["data"]["doubts"] == metarun.results("embed")["features"]["doubts"]
+    assert head["data"]["split"] == "at random by data.split_seed=0 (data=csv)"
+    assert f"doubts      {first}" in metarun.capsys.readouterr().out

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -228,3 +229,26 @@ def test_episodes_are_put_by_whatever_they_hold(tmp_path):
     runfolder.put_by(tmp_path)
     assert (tmp_path / "episodes.1.csv").read_bytes() == b"\xff\x00"
     assert (tmp_path / "results.1.json").read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_results_are_put_by_together_or_not_at_all(tmp_path, monkeypatch, full):
+    """A disk that holds the one copy and not the other keeps neither."""
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "episodes.csv").write_text("episode,accuracy\n")
+    sync = os.fsync
+
+    def sync_but_for_episodes(number):
+        if full and "episodes" in os.readlink(f"/proc/self/fd/{number}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", sync_but_for_episodes)
+    names = {"results.json", "episodes.csv"}
+    if full:
+        with pytest.raises(UserError, match=r"cannot write .*episodes\.1\.csv: No space left"):
+            runfolder.put_by(tmp_path)
+    else:
+        runfolder.put_by(tmp_path)
+        names |= {"results.1.json", "episodes.1.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == names

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from metarun.errors import UserError
-from metarun.tracking.jsonlines import JsonLines, read
+from metarun.tracking.jsonlines import JsonLines, line, read, record_of
 
 
 def test_a_record_is_in_the_file_before_close(tmp_path):
@@ -32,6 +32,7 @@ def test_not_a_number_is_null_and_every_line_is_strict_json(tmp_path):
         raise AssertionError(f"{constant} is not JSON")
 
     record = json.loads(path.read_text(), parse_constant=refuse)
+    assert len(record.pop("crc32")) == 8
     assert record == {"step": 1, "a": None, "b": None, "c": None, "d": 2.0}
     lines.close()
 
@@ -97,7 +98,8 @@ def test_damaged_lines_are_left_out_and_told(tmp_path, capsys, step):
     lines = JsonLines(path, step)
     lines.log({"step": 4})
     lines.close()
-    assert capsys.readouterr().err == f"metarun: {path}: left out 6 damaged lines\n"
+    told = "left out lines 2, 3, 4, 5, 6 and 1 more, which are damaged"
+    assert capsys.readouterr().err == f"metarun: {path}: {told}\n", "once"
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3, 4]
 
 
@@ -111,10 +113,42 @@ def test_a_full_disk_leaves_no_half_record(tmp_path, monkeypatch):
     monkeypatch.undo()
     lines.log({"step": 3})
     lines.close()
-    assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
+    assert path.read_bytes() == line({"step": 1}) + line({"step": 3})
 
 
 def test_a_folder_in_its_place(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: Is a directory"):
         JsonLines(tmp_path / "metrics.jsonl")
+
+
+def test_no_flipped_bit_goes_unnoticed():
+    """Of a figure above all: the line stays right JSON, and only its checksum tells."""
+    record = {"step": 120, "train/loss": 1.2345678901234567, "val/accuracy": None}
+    text = line(record).rstrip(b"\n")
+    assert record_of(text) == record
+    for place in range(8 * len(text)):
+        flipped = bytearray(text)
+        flipped[place // 8] ^= 1 << place % 8
+        found = record_of(bytes(flipped))
+        assert found is None or found == record, bytes(flipped)  # a 17th digit may not matter
+
+
+def test_a_damaged_figure_is_left_out_and_its_line_told(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    lines = JsonLines(path)
+    for step in (1, 2, 3):
+        lines.log({"step": step, "train/loss": 0.5})
+    lines.close()
+    path.write_bytes(path.read_bytes().replace(b'2, "train/loss": 0.5', b'2, "train/loss": 0.7'))
+    assert [record["step"] for record in read(path)] == [1, 3]
+    assert read(path) == read(path)
+    assert capsys.readouterr().err == f"metarun: {path}: left out line 2, which is damaged\n"
+
+
+def test_lines_of_earlier_versions_and_of_other_spacing(tmp_path):
+    """As jq -c writes them; nobody else's keys, which a damaged checksum would be."""
+    assert record_of(b'{"step": 1, "train/loss": 0.5}') == {"step": 1, "train/loss": 0.5}
+    own = json.loads(line({"step": 1, "train/loss": 0.5}))
+    assert record_of(json.dumps(own, separators=(",", ":")).encode()) is not None
+    assert record_of(b'{"step": 1, "crc33": "00000000"}') is None

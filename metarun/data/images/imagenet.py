@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 
+from metarun.data.archives import is_beside
 from metarun.data.pictures import decode, picture_splits
 from metarun.data.split import Split
 from metarun.data.store import SPLITS, DataSet, data_folder, prepare, sha256
@@ -122,12 +123,17 @@ def pictures_in(folder: Path, classes: set[str]) -> dict[str, list[str]]:
                 continue
             if entry.name == wnid:
                 with os.scandir(entry) as inner:
-                    paths = [file.path for file in inner if file.name.lower().endswith(ENDINGS)]
+                    paths = [file.path for file in inner if is_jpeg(file.name)]
             else:
-                paths = [entry.path] if entry.name.lower().endswith(ENDINGS) else []
+                paths = [entry.path] if is_jpeg(entry.name) else []
             if paths:
                 found.setdefault(wnid, []).extend(paths)
     return found
+
+
+def is_jpeg(name: str) -> bool:
+    """Whether a file of this name is a picture, and not what macOS puts beside one."""
+    return name.lower().endswith(ENDINGS) and not is_beside(name)
 
 
 def stem(path: str) -> str:

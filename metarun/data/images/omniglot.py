@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from metarun.data.archives import is_beside
 from metarun.data.download import download
 from metarun.data.split import Split, stack_classes
 from metarun.data.store import DataSet, data_folder, prepare
@@ -138,7 +139,7 @@ def characters(path: Path) -> dict[str, list[str]]:
     files: dict[str, list[str]] = {}
     for name in names:
         top, _, inner = name.partition("/")
-        if top == path.stem and inner.endswith(".png"):
+        if top == path.stem and inner.endswith(".png") and not is_beside(name):
             files.setdefault(inner.rpartition("/")[0], []).append(name)
     for alphabet, count in LISTS["archives"][path.stem].items():
         for number in range(1, count + 1):
