@@ -43,20 +43,22 @@ def main() -> None:
         parser.error(f"no such family: {arguments.only}; choose of {', '.join(FAMILIES)}")
     if arguments.list:
         for name in wanted:
-            print(f"{name:<16}{(FAMILIES[name].__doc__ or '').splitlines()[0]}")
+            told = getattr(FAMILIES[name], "func", FAMILIES[name]).__doc__ or ""
+            print(f"{name:<24}{told.splitlines()[0]}")
         return
     warm()
-    survived_all = True
+    survived_all, cache = True, tempfile.TemporaryDirectory(prefix="faults-")
     for name in wanted:
         began = time.monotonic()
         tried = survived = 0
         with tempfile.TemporaryDirectory(prefix=f"{name}-") as scratch:
-            for wrong in FAMILIES[name](Place(Path(scratch), arguments.tries, arguments.seed)):
+            place = Place(Path(scratch), Path(cache.name), arguments.tries, arguments.seed)
+            for wrong in FAMILIES[name](place):
                 tried, survived = tried + 1, survived + (wrong is None)
                 if wrong:
                     print(f"    {name}, try {tried}: {wrong}", flush=True)
         seconds = time.monotonic() - began
-        print(f"{name:<16}tried {tried:3}, survived {survived:3}; {seconds:.0f} s", flush=True)
+        print(f"{name:<24}tried {tried:3}, survived {survived:3}; {seconds:.0f} s", flush=True)
         survived_all = survived_all and tried == survived
     sys.exit(not survived_all)
 

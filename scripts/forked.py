@@ -113,8 +113,8 @@ def start(
 ) -> Run:
     """Start `metarun` with these words in `folder`.
 
-    A variable that is None is taken out of the environment. `largest_file` is in bytes; `gib` is how
-    much memory it may ask for beyond what it begins with; `before` is called in the fork.
+    A variable that is None is taken out of the environment. `largest_file` is in bytes; `gib` is
+    how much memory it may take beyond what it begins with. `before` is called in the fork.
     """
     warm()
     pipes = [os.pipe2(os.O_NONBLOCK), os.pipe2(os.O_NONBLOCK)]

@@ -1,8 +1,9 @@
 """What scripts/fuzz.py types: command lines with something wrong in them, and config files."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import hydra
@@ -75,7 +76,25 @@ VALUES = [
     *("数据", "🙂", "e\u0301", "Ω=1", "\u202e", "ﬁ", "٣", "１２"),
     *("${way}", "${nope}", "${oc.env:HOME}", "${now:%Y}", "${", "$", "${way}${shot}", "\\${way}"),
     *("${oc.decode:x}", "${.}", "${..way}", "${oc.create:{a:1}}", "${oc.select:nope,3}", "%s", "%"),
-    *("a=b", "=", "==", ",", "1,2", "a b", "'", '"', "\\", "[", "]", "{", "}", "(", "@", "#", "a#b"),
+    *(
+        "a=b",
+        "=",
+        "==",
+        ",",
+        "1,2",
+        "a b",
+        "'",
+        '"',
+        "\\",
+        "[",
+        "]",
+        "{",
+        "}",
+        "(",
+        "@",
+        "#",
+        "a#b",
+    ),
     *("range(3)", "choice(1,2)", "glob(*)", "sort(1,2)", "interval(0,1)", "tag(x,1)", "int(x)"),
     *("str(1)", "float(nan)", "json_str('{')", "extend_list(1)", "shuffle(1,2)", "cast(1)", "a:b"),
     *("os.system", "metarun.algos.maml.MAML", "torch.nn.Linear", "metarun.cli.main.main", "a.b.c"),
@@ -93,11 +112,39 @@ LAUGHS = "\n".join(
     ["a0: &a0 [x, x]", *(f"a{i}: &a{i} [{', '.join(9 * [f'*a{i - 1}'])}]" for i in range(1, 12))]
 )
 TEXTS = [  # of whole files
-    *(b"", b"\n", b"#", b"x", b"5", b"null", b"[]", b"[1, 2]", b"{}", b"--- \n---\n", b"{", b"a: [", b"]"),
-    *(b"a: 1\na: 2", b"\ta: 1", b"a: \x00", b"\xff\xfe\xff", "a: 数".encode("utf-16"), b"\xef\xbb\xbfa: 1"),
+    *(
+        b"",
+        b"\n",
+        b"#",
+        b"x",
+        b"5",
+        b"null",
+        b"[]",
+        b"[1, 2]",
+        b"{}",
+        b"--- \n---\n",
+        b"{",
+        b"a: [",
+        b"]",
+    ),
+    *(
+        b"a: 1\na: 2",
+        b"\ta: 1",
+        b"a: \x00",
+        b"\xff\xfe\xff",
+        "a: 数".encode("utf-16"),
+        b"\xef\xbb\xbfa: 1",
+    ),
     *(b"a: &x [*x]", b"a: &x {b: *x}", b"&x [*x]", b"a: *nope", LAUGHS.encode(), b"a: !!binary x"),
     *(b"a: !!python/object/apply:os.system [touch PWNED]", b"!!python/name:os.system", b"a: !x y"),
-    *(b"a: " + 3_000 * b"[", 3_000 * b"{a: ", b"? [a]\n: 1", b"<<: 1", b"a: 2026-01-01", b"a: 1:30"),
+    *(
+        b"a: " + 3_000 * b"[",
+        3_000 * b"{a: ",
+        b"? [a]\n: 1",
+        b"<<: 1",
+        b"a: 2026-01-01",
+        b"a: 1:30",
+    ),
     *(b"a" * 100_000, b"a: " + DIGITS.encode(), b"defaults: 5", b"defaults: [x]", b"defaults: [5]"),
     *(b"defaults: [{override /algo: 5}]", b"defaults: [{x: [y]}]", b"defaults: [_self_, mine]"),
     *(b"defaults: [/algo: maml]", b"defaults: [{optional /algo: null}]", b"# @package x.y\na: 1"),
@@ -137,7 +184,10 @@ FORMS: list[Callable[[str, str, str], list[str]]] = [
     *(lambda k, v, w: [f"++{k}={v}"], lambda k, v, w: [k], lambda k, v, w: [f"{k}.{k}={v}"]),
     *(lambda k, v, w: [f"{k}[0]={v}"], lambda k, v, w: [f"{k}@x={v}"], lambda k, v, w: [f"={v}"]),
     *(lambda k, v, w: ["-m", f"{k}={v},{w}"], lambda k, v, w: ["-m", f"{k}=glob({v})"]),
-    *(lambda k, v, w: ["-m", f"{k}=range({v},{w})"], lambda k, v, w: ["-m", f"{k}=choice({v},{w})"]),
+    *(
+        lambda k, v, w: ["-m", f"{k}=range({v},{w})"],
+        lambda k, v, w: ["-m", f"{k}=choice({v},{w})"],
+    ),
     *(lambda k, v, w: ["--cfg", v], lambda k, v, w: ["--cfg", "job", f"{k}={v}"]),
     *(lambda k, v, w: ["--cfg", "job", "--package", v], lambda k, v, w: ["--info", v]),
     *(lambda k, v, w: ["--cfg", "job", "--resolve", f"{k}={v}"], lambda k, v, w: ["--package", v]),
@@ -146,7 +196,7 @@ FORMS: list[Callable[[str, str, str], list[str]]] = [
     *(lambda k, v, w: [f"name={v}", "resume=auto"], lambda k, v, w: ["--config-dir", v]),
     *(lambda k, v, w: ["mode=test", f"checkpoint={v}"], lambda k, v, w: ["mode=embed", f"to={v}"]),
     *(lambda k, v, w: [f"table={v}"], lambda k, v, w: [f"data=[{v},{w}]"], lambda k, v, w: [v, w]),
-    *(lambda k, v, w: [f"{k}={v}", f"{k}={w}"], lambda k, v, w: [f"seeds=2", f"{k}={v}"]),
+    *(lambda k, v, w: [f"{k}={v}", f"{k}={w}"], lambda k, v, w: ["seeds=2", f"{k}={v}"]),
 ]
 
 
@@ -162,7 +212,7 @@ class Case(NamedTuple):
     a folder in a file's place."""
 
     words: list[str]
-    files: dict[str, bytes | None] = {}
+    files: Mapping[str, bytes | None] = MappingProxyType({})
 
 
 def make_data(folder: Path) -> None:
@@ -170,7 +220,9 @@ def make_data(folder: Path) -> None:
     chance = np.random.default_rng(0)
     labels = np.arange(12).repeat(8)
     x = chance.normal(size=(96, 4)) + labels[:, None]
-    rows = [",".join([*(f"{v:.3f}" for v in row), f"c{c}"]) for row, c in zip(x, labels, strict=True)]
+    rows = [
+        ",".join([*(f"{v:.3f}" for v in row), f"c{c}"]) for row, c in zip(x, labels, strict=True)
+    ]
     text = "\n".join(["f0,f1,f2,f3,label", *rows])
     (folder / "table.csv").write_text(text, encoding="utf-8")
     np.savez(folder / "arrays.npz", x=x.astype(np.float32), y=labels)
@@ -242,10 +294,8 @@ def own_file(chance: random.Random, keys: Sequence[Key], key: Key) -> Case:
     if place == "table/mine":
         files["experiment/mine.yaml"] = EXPERIMENT
         base = [SMALL]
-    if chance.random() < 0.35:
-        content = chance.choice([*TEXTS, None])
-    else:
-        content = changed(chance, name)
+    another = chance.random() < 0.35
+    content = chance.choice([*TEXTS, None]) if another else changed(chance, name)
     return Case(words(base, *typed), files | {f"{place}.yaml": content})
 
 
@@ -265,9 +315,9 @@ def changed(chance: random.Random, name: str) -> bytes:
         elif what == "set":
             parent[key] = chance.choice(CONTENTS)
         elif isinstance(parent, dict):
-            parent[chance.choice(["nonsense", 5, "a.b", "", "_args_", "_target_", "defaults", "数"])] = (
-                chance.choice(CONTENTS)
-            )
+            parent[
+                chance.choice(["nonsense", 5, "a.b", "", "_args_", "_target_", "defaults", "数"])
+            ] = chance.choice(CONTENTS)
     first = "# @package _global_\n" if "@package _global_" in text else ""
     return (first + yaml.safe_dump(content, allow_unicode=True, sort_keys=False)).encode()
 

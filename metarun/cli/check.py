@@ -162,7 +162,9 @@ def check_job(overrides: list[str], config_dir: str | None) -> str:
         group, _, inside = key.partition(".")
         if config_dir and Path(config_dir, group).is_dir():
             own_place = known[group] if inside else known
-            own_place[inside or group] = with_committed_types(key, own_place[inside or group], checked)
+            own_place[inside or group] = with_committed_types(
+                key, own_place[inside or group], checked
+            )
     schema.check(checked, known)
     refuse_foreign_names(checked, list(allowed))
     refuse_too_many_files(checked["seeds"])

@@ -52,8 +52,8 @@ def matched(group: str, content: Any, rest: dict[str, Any], allow: list[str]) ->
 def with_committed_types(
     group: str, content: dict[str, Any], rest: dict[str, Any]
 ) -> dict[str, Any]:
-    """The content of a file of the user's own for the group, but of the keys that a committed choice
-    of the same classes has too, that one's values: what stands there has their types."""
+    """The content of a user's own file for the group; at keys that a committed choice of the same
+    classes has too, that one's values: what stands there has their types."""
     alike = [section for section in sections(group) if classes(section) == classes(content)]
     if not alike:
         return content

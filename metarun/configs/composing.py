@@ -14,7 +14,6 @@ from yaml import YAMLError
 
 from metarun.errors import UserError
 
-
 # What Hydra raises, in other words than its own, for files and choices that it cannot put together.
 UNFORESEEN = (AssertionError, ValueError, TypeError, AttributeError, KeyError, OSError)
 
@@ -30,7 +29,9 @@ def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
     except (HydraException, OmegaConfBaseException, YAMLError, UserError):
         raise
     except RecursionError:
-        raise UserError("the config cannot be composed: a file or a value is within itself") from None
+        raise UserError(
+            "the config cannot be composed: a file or a value is within itself"
+        ) from None
     except UNFORESEEN as error:
         reason = " ".join(str(error).split()) or "a group's choice is no text, or no file's name"
         raise UserError(f"the config cannot be composed: {reason}") from error

@@ -31,7 +31,9 @@ def refuse_absurd_file(path: Path) -> None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: it cannot be read: {' '.join(str(error).split())}") from None
     except RecursionError:
-        raise UserError(f"{path}: it holds groups or lists that are too deep in each other") from None
+        raise UserError(
+            f"{path}: it holds groups or lists that are too deep in each other"
+        ) from None
     if size > LARGEST or counted > MOST:
         raise UserError(f"{path}: it holds too much: at most {MOST:,} values, {LARGEST:,} bytes")
     if len(tops) > 1 or not all(isinstance(top, yaml.MappingNode | None) for top in tops):

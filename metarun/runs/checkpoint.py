@@ -216,10 +216,13 @@ def best_of(
     if not path.exists():
         raise UserError(f"{path} is missing, which has the weights of step {step}: {instead}")
     best = load(path, instead)
-    kept = best["progress"]["step"]
+    with understood(f"checkpoint {path}"):
+        kept = Progress(**best["progress"]).step
+        if not isinstance(kept, int):
+            raise TypeError(f"step {kept}")
     if best.get("run", "") != own.get("run", ""):
         raise UserError(f"{path} is of another run: {instead}")
-    if best["data_checksum"] != own["data_checksum"]:
+    if best.get("data_checksum") != own["data_checksum"]:
         raise UserError(f"{path} was trained on other data: {instead}")
     if kept != step and not (may_be_later and kept > step):
         raise UserError(f"{path} is of step {kept}, and the best was step {step}: {instead}")

@@ -1,4 +1,4 @@
-"""Files of every kind that are cut, empty, something else or of another shape, and are read again."""
+"""Files that are cut, empty, something else or of another shape, and are read again."""
 
 import json
 import random
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from fuzz_cases import make_data
 from harm.kills import AGAIN, own_table
-from harm.place import GO_ON, SHORT, Place, Tries, numbers, refused_or
+from harm.place import SHORT, Place, Tries, numbers, refused_or
 from harm.rot import LONGER, MORE_TESTS, came_to, of_reader, run_of, spelled
 
 from metarun.runs import checkpoint
@@ -69,7 +69,9 @@ def of_a_table(place: Place) -> Tries:
         path = place.chance.choice(sorted(folder.rglob(names[number % len(names)])))
         told = harmed(path, place.chance, odd_json if path.suffix == ".json" else None)
         outcome = place.run(words, folder)
-        said = outcome.code == 1 and all(line.startswith("metarun: ") for line in outcome.complaints)
+        said = outcome.code == 1 and all(
+            line.startswith("metarun: ") for line in outcome.complaints
+        )
         odd = refused_or(outcome, said or numbers(folder) == wanted, f"{path.name}, {told}")
         others = [p for p in folder.rglob("results.json") if p.parent != path.parent]
         alive = all(json.loads(p.read_bytes())["status"] == "finished" for p in others)
@@ -130,7 +132,8 @@ def odd_json(path: Path, chance: random.Random) -> str:
     content = json.loads(path.read_bytes())
     sealed = content.pop("sha256", None) is not None
     told = changed(content, chance)
-    path.write_text(json.dumps(content | {"sha256": digest(content)} if sealed else content))
+    seal = {"sha256": digest(content)} if sealed else {}
+    path.write_bytes(json.dumps(content | seal).encode())
     return told
 
 
@@ -148,7 +151,13 @@ def odd_arrays(path: Path, chance: random.Random) -> str:
     name = chance.choice(sorted(content))
     x = content.pop(name)
     shapes = [x[:0], x[None], x.ravel(), x[:5], x.astype(object), x.astype("U5"), x.astype(bool)]
-    shapes += [np.full_like(x, -1), x.astype(complex), np.float32(3), x.astype("datetime64[s]"), None]
+    shapes += [
+        np.full_like(x, -1),
+        x.astype(complex),
+        np.float32(3),
+        x.astype("datetime64[s]"),
+        None,
+    ]
     shapes += [np.where(np.arange(x.size).reshape(x.shape) % 7, x, np.nan), x.astype(np.float16)]
     new = chance.choice(shapes)
     np.savez(path, **content, **({} if new is None else {name: new}))

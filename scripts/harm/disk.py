@@ -13,6 +13,7 @@ from harm.place import GO_ON, SHORT, Place, Tries, half_written, left_over, numb
 
 MS_NOTHING, DETACH = 0, 2
 PAGE = 4096
+HYDRAS = "Error executing job with overrides: "  # it says so once in a sweep
 
 
 def quota_run(place: Place) -> Tries:
@@ -122,8 +123,8 @@ def untold(outcome: Outcome) -> str | None:
     """What is wrong with how a run without room ended; None if it is one line, or its end."""
     if outcome.code == 0 or outcome.refused is not None:
         return None
-    jobs = [line for line in outcome.complaints if line.startswith("metarun: ")]
-    if outcome.code in (1, 2) and jobs == outcome.complaints and "Traceback" not in outcome.err:
+    ours = all(line.startswith(("metarun: ", HYDRAS)) for line in outcome.complaints)
+    if outcome.code in (1, 2) and outcome.complaints and ours and "Traceback" not in outcome.err:
         return None  # a sweep tells of each job
     return f"{len(outcome.complaints)} lines: {outcome.told()}"
 

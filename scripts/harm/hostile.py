@@ -57,10 +57,16 @@ def payloads(address: str) -> dict[str, Any]:
         "evaluates": {"_target_": "builtins.eval", "_args_": [f"open('{MARK}', 'w')"]},
         "opens": {"_target_": "io.open", "_args_": [MARK, "w"]},
         "imports": {"_target_": "metarun.cli.main.os.system", "command": TOUCH},
-        "gets": {"_target_": "hydra.utils.call", "config": {"_target_": "os.system", "command": TOUCH}},
+        "gets": {
+            "_target_": "hydra.utils.call",
+            "config": {"_target_": "os.system", "command": TOUCH},
+        },
         "unpickles": {"_target_": "torch.load", "f": "evil.pt", "weights_only": False},
         "partly": {"_target_": "metarun.runs.folder.write_text", "_partial_": True},
-        "later": {"_target_": "torch.nn.Module", "forward": {"_target_": "os.system", "command": TOUCH}},
+        "later": {
+            "_target_": "torch.nn.Module",
+            "forward": {"_target_": "os.system", "command": TOUCH},
+        },
     }
 
 
@@ -157,7 +163,11 @@ def pickles(place: Place) -> Tries:
         else:
             path.write_bytes(pickle.dumps(Pickled()))
         for kind in ("npz", "csv", "safetensors"):
-            words = [*(w for w in SHORT if "backbone" not in w), f"data={kind}", f"data.file={name}"]
+            words = [
+                *(w for w in SHORT if "backbone" not in w),
+                f"data={kind}",
+                f"data.file={name}",
+            ]
             outcome = place.run([*words, "backbone=mlp"], folder)
             yield judged(outcome, folder, [], f"{name} as {kind}")
 

@@ -25,13 +25,13 @@ Tries = Iterator[str | None]
 
 
 class Place:
-    """A scratch folder with a cache of its own; `tries` is how often each family tries, and `chance`
-    decides where."""
+    """A scratch folder, beside a `cache` of prepared data; `tries` is how often each family tries,
+    and `chance` decides where."""
 
-    def __init__(self, scratch: Path, tries: int, seed: int):
-        self.scratch, self.tries = scratch, tries
+    def __init__(self, scratch: Path, cache: Path, tries: int, seed: int):
+        self.scratch, self.cache, self.tries = scratch, cache, tries
         self.chance = random.Random(seed)
-        self.environment = {"METARUN_DATA": str(scratch / "data"), "WANDB_MODE": "disabled"}
+        self.environment = {"METARUN_DATA": str(cache), "WANDB_MODE": "disabled"}
         self._made = 0
 
     def new(self) -> Path:
@@ -57,14 +57,18 @@ def numbers(folder: Path) -> dict[str, Any]:
     """What the runs below the folder came to: of each the test's figures and its episodes."""
     found = {}
     for path in sorted(folder.rglob("results.json")):
-        results = json.loads(path.read_text(encoding="utf-8"))
-        test = results.get("test") or {}
+        try:
+            results = json.loads(path.read_bytes())
+            test = results.get("test") or {}
+        except (OSError, ValueError, RecursionError, AttributeError):
+            found[str(path.parent.relative_to(folder))] = ["unreadable"]
+            continue
         csv = path.with_name("episodes.csv")
         found[str(path.parent.relative_to(folder))] = [
-            results["status"],
+            results.get("status"),
             *(test.get(key) for key in ("accuracy", "ci95", "episodes", "measures")),
             (results.get("features") or {}).get("checksum"),
-            hashlib.sha256(csv.read_bytes()).hexdigest() if csv.exists() else None,
+            hashlib.sha256(csv.read_bytes()).hexdigest() if csv.is_file() else None,
         ]
     return found
 

@@ -46,12 +46,12 @@ def prepared(place: Place) -> Tries:
     shelf = place.new()
     place.finished(SHORT, shelf)
     wanted = numbers(shelf)
-    splits = sorted(Path(place.environment["METARUN_DATA"]).rglob("*.safetensors"))
+    splits = sorted(place.cache.glob("prepared/glyphs-*/*.safetensors"))
     assert len(splits) == 3
     for number in range(place.tries):
         cache, folder = place.new(), place.new()
-        shutil.copytree(place.environment["METARUN_DATA"], cache, dirs_exist_ok=True)
-        split = cache / splits[number % 3].relative_to(place.environment["METARUN_DATA"])
+        shutil.copytree(place.cache, cache, dirs_exist_ok=True)
+        split = cache / splits[number % 3].relative_to(place.cache)
         told = flip(split, place.chance)
         outcome = place.run(SHORT, folder, environment={"METARUN_DATA": str(cache)})
         yield refused_or(outcome, numbers(folder) == wanted, told)

@@ -11,7 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from forked import as_process
 from harm.place import SHORT, Place, Tries, numbers
 
-WORDS = [*(word for word in SHORT if word != "tracker=none"), "tracker=wandb", "tracker.mode=online"]
+WORDS = [
+    *(word for word in SHORT if word != "tracker=none"),
+    "tracker=wandb",
+    "tracker.mode=online",
+]
 KEY = 40 * "a"  # of the right form
 AT_MOST = 60  # seconds more than without a server
 TRIES = 2  # of each: one takes half a minute
