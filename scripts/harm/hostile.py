@@ -153,7 +153,12 @@ def checkpoints(place: Place) -> Tries:
 
 def pickles(place: Place) -> Tries:
     """Data that holds pickles."""
-    for name in ("arrays.npz", "arrays.npy", "data.pkl", "table.csv")[: place.tries]:
+    every = [
+        (name, kind)
+        for name in ("arrays.npz", "arrays.npy", "data.pkl", "table.csv")
+        for kind in ("npz", "csv", "safetensors")
+    ]
+    for name, kind in every[: place.tries]:
         folder = laid_out(place)
         path = folder / name
         if path.suffix in (".npz", ".npy"):
@@ -162,14 +167,9 @@ def pickles(place: Place) -> Tries:
                 np.savez(file, x=evil, y=evil) if path.suffix == ".npz" else np.save(file, evil)
         else:
             path.write_bytes(pickle.dumps(Pickled()))
-        for kind in ("npz", "csv", "safetensors"):
-            words = [
-                *(w for w in SHORT if "backbone" not in w),
-                f"data={kind}",
-                f"data.file={name}",
-            ]
-            outcome = place.run([*words, "backbone=mlp"], folder)
-            yield judged(outcome, folder, [], f"{name} as {kind}")
+        words = [*(w for w in SHORT if "backbone" not in w), f"data={kind}", f"data.file={name}"]
+        outcome = place.run([*words, "backbone=mlp"], folder)
+        yield judged(outcome, folder, [], f"{name} as {kind}")
 
 
 class Pickled:
