@@ -209,7 +209,7 @@ def take_best(training: Training, split: str, data_checksum: str, folder: Path) 
     own = {"run": training.run, "data_checksum": data_checksum}
     best = ranks.from_first(lambda: best_of(folder, step, own)["algorithm"] if step else None)
     path = folder / "checkpoints" / "best.pt"
-    if best is not None:
+    if step:
         with understood(f"checkpoint {path}"):
             training.algorithm.load_state_dict(best)
         refuse_what_was_not_trained(training.algorithm, path)
