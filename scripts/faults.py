@@ -1,7 +1,7 @@
 """Kills runs, fills their disk, damages their files and lies to them; each must be survived.
 
     python scripts/faults.py                        all families, in three quarters of an hour
-    python scripts/faults.py --only kill --tries 5  those whose names begin so, five times each
+    python scripts/faults.py --only kill,rot --tries 5   those whose names begin so, five times each
     python scripts/faults.py --list                 what families there are
 
 Survived means: the run, or the same command again, comes to the number of a run that nothing was
@@ -33,12 +33,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", metavar="FAMILY", help="a family, or how some begin")
+    parser.add_argument("--only", default="", metavar="FAMILY", help="how the wanted begin: A,B")
     parser.add_argument("--tries", type=int, default=50, help="of each family, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--list", action="store_true", help="only the names of the families")
     arguments = parser.parse_args()
-    wanted = [name for name in FAMILIES if name.startswith(arguments.only)]
+    wanted = [name for name in FAMILIES if name.startswith(tuple(arguments.only.split(",")))]
     if not wanted:
         parser.error(f"no such family: {arguments.only}; choose of {', '.join(FAMILIES)}")
     if arguments.list:

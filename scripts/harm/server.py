@@ -5,8 +5,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from forked import as_process
 from harm.place import SHORT, Place, Tries, numbers
@@ -109,22 +112,29 @@ def nobody() -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
 
 
+@cache
+def alone(data: Path) -> tuple[float, dict[str, Any]]:
+    """How many seconds a run takes without a server, and what it comes to."""
+    with TemporaryDirectory() as folder:
+        environment = {"METARUN_DATA": str(data), "WANDB_MODE": "disabled"}
+        outcome = as_process(SHORT, Path(folder), environment)
+        assert outcome.code == 0, outcome.told()
+        return outcome.seconds, numbers(Path(folder))
+
+
 def mirrored(server: Callable, place: Place) -> Tries:
     """Runs that are mirrored to such a server."""
-    shelf = place.new()
-    alone = as_process(SHORT, shelf, place.environment)
-    assert alone.code == 0, alone.told()
-    wanted = numbers(shelf)
+    seconds, wanted = alone(place.cache)
     for _ in range(min(place.tries, TRIES)):
         folder = place.new()
         environment = {**place.environment, "WANDB_API_KEY": KEY, "HOME": str(folder)}
         with server() as address:
             environment |= {"WANDB_BASE_URL": address, "WANDB_MODE": ""}
-            outcome = as_process(WORDS, folder, environment, alone.seconds + 2 * AT_MOST)
+            outcome = as_process(WORDS, folder, environment, seconds + 2 * AT_MOST)
         if outcome.code != 0 or "Traceback" in outcome.err:
             yield outcome.told()
-        elif outcome.seconds > alone.seconds + AT_MOST:
-            yield f"{outcome.seconds:.0f} s, and {alone.seconds:.0f} s without a server"
+        elif outcome.seconds > seconds + AT_MOST:
+            yield f"{outcome.seconds:.0f} s, and {seconds:.0f} s without a server"
         else:
             yield None if numbers(folder) == wanted else f"another number: {numbers(folder)}"
 
