@@ -1,5 +1,7 @@
 """Features that a backbone gave of another data set's examples: what mode=embed stores."""
 
+import glob
+import json
 import os
 import shutil
 from pathlib import Path
@@ -33,6 +35,7 @@ def load(root: str | None) -> DataSet:
 def store(folder: Path, splits: dict[str, Split], made_from: dict[str, Any]) -> DataSet:
     """Write the features to `folder`, which is there whole or not at all; what they are made from
     stands beside them."""
+    sweep(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
@@ -42,6 +45,35 @@ def store(folder: Path, splits: dict[str, Split], made_from: dict[str, Any]) -> 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return DataSet("features", files_in(folder))
+
+
+def stored_before(folder: Path, made_from: dict[str, Any]) -> DataSet | None:
+    """The features in the folder, if they are whole and made from just that; None if not."""
+    try:
+        data = load(str(folder))
+    except UserError:
+        return None
+    wanted = json.loads(json.dumps(made_from))
+    return data if data.origin().get("made_from") == wanted else None
+
+
+def sweep(folder: Path) -> None:
+    """Remove what `store` has left beside the folder in processes that were killed."""
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
+        number = left.name.split(".")[-2]
+        if number.isdecimal() and not is_alive(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def refuse_taken(folder: Path) -> None:

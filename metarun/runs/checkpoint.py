@@ -207,7 +207,7 @@ def take_best(training: Training, split: str, data_checksum: str, folder: Path) 
     now = training.progress
     step = chosen_step(now.step, now.best_step, split)
     own = {"run": training.run, "data_checksum": data_checksum}
-    best = ranks.from_first(lambda: best_of(folder, step, own)["algorithm"] if step else None)
+    best = ranks.from_first(lambda: best_of(folder, step, own)["algorithm"] if step else {})
     path = folder / "checkpoints" / "best.pt"
     if step:
         with understood(f"checkpoint {path}"):

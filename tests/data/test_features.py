@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -69,3 +70,20 @@ def test_what_is_not_there(tmp_path):
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(UserError, match=r"test\.safetensors is damaged: remove"):
         features.load(str(tmp_path / "f"))
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    """But not what a living one, as this one's parent is, has begun."""
+    for number in (2**22 + 1, os.getppid()):  # the first is more than any process's
+        (tmp_path / f".f.{number}.tmp").mkdir()
+    features.store(tmp_path / "f", some_splits(), MADE_FROM)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".f.{os.getppid()}.tmp", "f"]
+
+
+def test_features_that_are_there_already(tmp_path):
+    features.store(tmp_path / "f", some_splits(), MADE_FROM)
+    assert features.stored_before(tmp_path / "f", MADE_FROM)
+    assert not features.stored_before(tmp_path / "f", {**MADE_FROM, "seed": 1})
+    (tmp_path / "f" / "val.safetensors").unlink()
+    assert not features.stored_before(tmp_path / "f", MADE_FROM)
+    assert not features.stored_before(tmp_path / "g", MADE_FROM)
