@@ -51,7 +51,8 @@ def main() -> None:
     count: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
         shelf = prepared(Path(scratch))
-        beside = set(numbers[:: max(1, len(numbers) // max(1, arguments.processes))])
+        every = max(1, len(numbers) // max(1, arguments.processes))
+        beside = set(numbers[::every][: arguments.processes])
         for number in numbers:
             tried = case(number, arguments.seed, keys)
             outcome, fault = ended(tried, shelf)
