@@ -215,6 +215,25 @@ def instance(config: Config, key: str, **arguments: Any) -> Any:
     """The object that the `_target_` at `key` names, called with the keys beside it."""
     refuse_foreign_targets(config, key)
     node = at(config, key)
+    for place, _ in targets(node, f"{key}."):
+        inside = place.removesuffix("._target_")
+        refuse_unsuited(config, inside, arguments if inside == key else {})
+    try:
+        return instantiate(node, _convert_="all", **arguments)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, Unsuited):  # what has no key here is no way out
+            cause = cause.among(lambda need: need in (IMAGES, NOTHING) or is_taken(config, need))
+        raise cause from None
+
+
+def refuse_unsuited(config: Config, key: str, arguments: dict[str, Any]) -> None:
+    """Raise UserError if what the `_target_` at `key` names does not take the keys beside it, and
+    the `arguments`."""
+    node = at(config, key)
+    odd = [name for name in node if not isinstance(name, str)]
+    if odd:
+        raise UserError(f"{key}: {odd[0]} is no name of a key: put it in quotes")
     given = {name for name in node if not name.startswith("_")}
     try:
         known = inspect.signature(get_object(node["_target_"]))
@@ -223,13 +242,6 @@ def instance(config: Config, key: str, **arguments: Any) -> Any:
         bind(**dict.fromkeys(given | {*arguments}))
     except TypeError as error:
         raise unsuited(config, key, error) from None
-    try:
-        return instantiate(node, _convert_="all", **arguments)
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, Unsuited):  # what has no key here is no way out
-            cause = cause.among(lambda need: need in (IMAGES, NOTHING) or is_taken(config, need))
-        raise cause from None
 
 
 def is_taken(config: Config, key: str) -> bool:
@@ -242,10 +254,10 @@ def is_taken(config: Config, key: str) -> bool:
 
 
 def at(config: Config, key: str) -> Any:
-    """What stands at a dotted key."""
+    """What stands at a dotted key; of a list, at a number."""
     found: Any = config
     for name in key.split("."):
-        found = found[name]
+        found = found[int(name)] if isinstance(found, list) else found[name]
     return found
 
 

@@ -1,5 +1,6 @@
 """Whether the jobs of a command line can run, found out before torch is loaded."""
 
+import math
 import os
 import re
 from importlib.util import find_spec
@@ -25,6 +26,7 @@ from metarun.cli.complaints import missing_choice_of, missing_group, unknown_key
 from metarun.cli.help import choice_files
 from metarun.configs import environment
 from metarun.configs import rules as schema
+from metarun.configs.committed import with_committed_types
 from metarun.configs.composing import committed, composed, plain
 from metarun.configs.rooms import is_below, refuse_foreign_names
 from metarun.configs.rules import conf_folder, conf_folders
@@ -138,6 +140,8 @@ def check_job(overrides: list[str], config_dir: str | None) -> str:
     if OmegaConf.select(whole, "plugins.allow") != allowed:
         raise UserError("plugins.allow: it can be given on the command line only")
     refuse_foreign_code(whole.hydra, shipped.hydra, list(allowed))
+    if not isinstance(whole.hydra.verbose, bool | str | ListConfig):
+        raise UserError("hydra.verbose: true, false, or names of loggers are needed")
     HydraConfig.instance().set_config(whole)
     refuse_unwritable(Path(whole.hydra.run.dir))
     refuse_unwritable(Path(whole.hydra.sweep.dir))
@@ -148,15 +152,19 @@ def check_job(overrides: list[str], config_dir: str | None) -> str:
         plain(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
         for config in (reference, shipped)
     )
-    for key in (*BUILT, "eval"):
-        if key not in grouped:
-            raise UserError(f"{key}: it cannot be left out")
-    drawn_by = grouped["eval"].get("sampler") if isinstance(grouped["eval"], dict) else None
-    if not isinstance(drawn_by, dict):
-        raise UserError("eval.sampler: it cannot be left out")
+    checked = plain(whole)
+    for key in (*BUILT, "eval", "eval.sampler"):
+        refuse_nothing_built(grouped, key)
+        refuse_nothing_built(checked, key)
     known = elsewhere | {key: grouped[key] for key in BUILT}
     known["eval"] = elsewhere["eval"] | {"sampler": grouped["eval"]["sampler"]}
-    checked = plain(whole)
+    for key in (*BUILT, "eval.sampler"):
+        group, _, inside = key.partition(".")
+        if config_dir and Path(config_dir, group).is_dir():
+            own_place = known[group] if inside else known
+            own_place[inside or group] = with_committed_types(
+                key, own_place[inside or group], checked
+            )
     schema.check(checked, known)
     refuse_foreign_names(checked, list(allowed))
     refuse_too_many_files(checked["seeds"])
@@ -168,12 +176,28 @@ def check_job(overrides: list[str], config_dir: str | None) -> str:
     return launcher
 
 
+def refuse_nothing_built(config: dict[str, Any], key: str) -> None:
+    """Raise UserError if there is nothing at the key that could be built: no `_target_`."""
+    group, _, inside = key.partition(".")
+    content = config.get(group)
+    if inside:
+        content = content.get(inside) if isinstance(content, dict) else None
+    if content is None and key == "augment" and key in config:
+        return
+    if not content or not isinstance(content, dict):
+        raise UserError(f"{key}: it cannot be left out: a group of keys is needed")
+    if key != "eval" and not isinstance(content.get("_target_"), str):
+        raise UserError(f"{key}._target_: it cannot be left out: the name of a class is needed")
+
+
 def refuse_too_many_jobs(overrides: list[Override]) -> None:
     """Raise UserError for a sweep of more jobs than can be made a list of."""
     jobs = 1
     for override in overrides:
         value = override.value() if override.is_sweep_override() else None
         if isinstance(value, RangeSweep) and value.start is not None and value.stop is not None:
+            if not all(map(math.isfinite, (value.start, value.stop, value.step or 1))):
+                raise UserError(f"{override.input_line}: it has no end")
             jobs *= max(1, int(-((value.start - value.stop) // (value.step or 1))))
         elif isinstance(value, ChoiceSweep):
             jobs *= max(1, len(value.list))
@@ -231,6 +255,8 @@ def spelled_values(override: Override, config_dir: str | None) -> list[str]:
         options = GlobalHydra.instance().config_loader().get_group_options(override.key_or_group)
         if not options:
             raise UserError(missing_group(override.key_or_group, config_dir))
+        if not all(isinstance(p, str) for p in [*value.include, *value.exclude]):
+            raise UserError(f"{override.input_line}: patterns are texts, as in glob(a*)")
         found = value.filter(options)
         if not found:
             raise UserError(f"{override.input_line}: it matches none of {', '.join(options)}")

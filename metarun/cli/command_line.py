@@ -20,6 +20,7 @@ from metarun.cli.complaints import missing_choice_of
 from metarun.cli.help import choice_files
 from metarun.configs import rules as schema
 from metarun.configs.composing import reads, spelled
+from metarun.configs.own_files import refuse_absurd_files
 from metarun.configs.rules import conf_folder, conf_folders
 from metarun.errors import UserError
 from metarun.tables.asked import Asked, asked
@@ -54,6 +55,8 @@ def parsed_arguments() -> argparse.Namespace:
     given = arguments.overrides + later  # argparse takes no more once an option followed some
     options = [word for word in sys.argv[1:] if word not in given]
     folders = conf_folders(arguments.config_dir)
+    if arguments.config_dir:
+        refuse_absurd_files(Path(arguments.config_dir))
     for word in given:
         refuse_absurd(word)
     sweep = arguments.multirun
@@ -81,6 +84,8 @@ def parsed_arguments() -> argparse.Namespace:
 def refuse_absurd(word: str) -> None:
     """Raise UserError for an override that would only keep Hydra busy."""
     key = word.partition("=")[0]
+    if not key.strip(" +~"):
+        raise UserError(f"{word[:40]}: cannot be read: write key=value")
     if len(key) > DIGITS or key.count(".") > DEEPEST:
         raise UserError(f"{key[:40]}…: there is no such key")
     if found := re.search(rf"\d{{{DIGITS},}}", word):

@@ -17,6 +17,8 @@ from metarun.errors import out_of_memory
 # What the system refuses, and no mistake of the program.
 REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 REFUSED |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.EIO}
+MANY = 40  # choices that are still named one by one
+LONGEST = 3_000  # letters of what is said
 MEMORY = (
     "there is not enough memory: lower sampler.tasks (or set sampler.chunk=1), eval.tasks, way, "
     "shot, query, data.size or the width of algo and backbone, whichever is large"
@@ -41,6 +43,14 @@ def of_machine(error: BaseException) -> str | None:
     return None
 
 
+def shortened(line: str) -> str:
+    """The line; of a very long one its beginning and its end, which say what and why."""
+    if len(line) <= LONGEST:
+        return line
+    half = LONGEST // 2
+    return f"{line[:half]} … ({len(line) - 2 * half:,} letters) … {line[-half:]}"
+
+
 def missing_choice(error: MissingConfigException) -> str:
     """One line for a group's choice that does not exist."""
     missing = error.missing_cfg_file or str(error)
@@ -53,6 +63,8 @@ def missing_choice(error: MissingConfigException) -> str:
 
 def missing_choice_of(group: str, choice: str, options: list[str]) -> str:
     """One line for a choice that does not exist, and those that do."""
+    if len(options) > MANY:  # of papers' experiments: their folders
+        options = list(dict.fromkeys(o.partition("/")[0] + "/…" * ("/" in o) for o in options))
     able = f"; {group} can be {', '.join(options)}" if options else ""
     return f"{group}={choice}: there is no such choice{schema.nearest(choice, options)}{able}"
 

@@ -27,12 +27,12 @@ from metarun import ranks
 from metarun.cli import launchers
 from metarun.cli.check import BUILT, check
 from metarun.cli.command_line import choices_of, parsed_arguments
-from metarun.cli.complaints import missing_choice, of_machine, one_line, unreadable
+from metarun.cli.complaints import missing_choice, of_machine, one_line, shortened, unreadable
 from metarun.cli.help import help_text
 from metarun.cli.sweep import run_sweep
 from metarun.configs import environment
 from metarun.configs import rules as schema
-from metarun.configs.composing import plain, spelled
+from metarun.configs.composing import composed, plain, spelled
 from metarun.configs.rules import conf_folder, conf_folders
 from metarun.errors import DataChanged, Interrupted, InUse, UserError
 from metarun.folders import none_left_empty
@@ -290,6 +290,7 @@ def main() -> None:
             return
         with ranks.agreed():
             jobs = check(arguments.overrides, arguments.config_dir, arguments.multirun)
+        refuse_no_package(arguments)
         with StopSignals():  # a launcher ends its processes when it is interrupted, not by SIGTERM
             if arguments.multirun:
                 run_sweep(arguments, jobs, job)
@@ -321,6 +322,17 @@ def main() -> None:
         raise
 
 
+def refuse_no_package(arguments: argparse.Namespace) -> None:
+    """Raise UserError where --package asks --cfg for a part that the config does not have."""
+    package = arguments.package
+    if not arguments.cfg or package in (None, "_global_"):
+        return
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        whole = composed(arguments.overrides, arguments.config_dir)
+    if OmegaConf.select(whole, package) is None:
+        raise UserError(f"--package {package}: the config has no such part")
+
+
 def refuse_lost_folder() -> None:
     """Raise UserError where the current folder has been removed."""
     try:
@@ -332,7 +344,7 @@ def refuse_lost_folder() -> None:
 def leave(text: str, code: int = 2) -> NoReturn:
     """Say why in one line, which is the first rank's to say, and exit."""
     if ranks.rank() == 0:
-        line = r"\n".join(text.splitlines())
+        line = shortened(r"\n".join(text.splitlines()))
         print(f"metarun: {line}", file=sys.stderr, flush=True)
     ranks.let_first_speak()
     sys.exit(code)

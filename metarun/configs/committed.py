@@ -49,6 +49,27 @@ def matched(group: str, content: Any, rest: dict[str, Any], allow: list[str]) ->
     return whole
 
 
+def with_committed_types(
+    group: str, content: dict[str, Any], rest: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of a user's own file for the group; at keys that a committed choice of the same
+    classes has too, that one's values: what stands there has their types."""
+    alike = [section for section in sections(group) if classes(section) == classes(content)]
+    if not alike:
+        return content
+    nearest = min(alike, key=lambda section: len(keys(section) ^ keys(content)))
+    return merged(content, common(resolved(group, nearest, rest), content))
+
+
+def common(section: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """What the section has at keys that the content has too."""
+    found = {}
+    for key in section.keys() & content.keys():
+        both = isinstance(section[key], dict) and isinstance(content[key], dict)
+        found[key] = common(section[key], content[key]) if both else section[key]
+    return found
+
+
 def sections(group: str) -> list[dict[str, Any]]:
     """What the committed choices of the group hold of it, nothing resolved."""
     folder, _, inside = group.partition(".")

@@ -7,18 +7,34 @@ from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from metarun.errors import UserError
 
+# What Hydra raises, in other words than its own, for files and choices that it cannot put together.
+UNFORESEEN = (AssertionError, ValueError, TypeError, AttributeError, KeyError, OSError)
+
 
 def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
-    """The config of a job with these overrides, Hydra's own settings included."""
+    """The config of a job with these overrides, Hydra's own settings included.
+
+    Raises an error of Hydra's or OmegaConf's, or UserError, if there is none.
+    """
     added = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
-    return hydra.compose("config", [*overrides, *added], return_hydra_config=True)
+    try:
+        return hydra.compose("config", [*overrides, *added], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, YAMLError, UserError):
+        raise
+    except RecursionError:
+        raise UserError(
+            "the config cannot be composed: a file or a value is within itself"
+        ) from None
+    except UNFORESEEN as error:
+        reason = " ".join(str(error).split()) or "a group's choice is no text, or no file's name"
+        raise UserError(f"the config cannot be composed: {reason}") from error
 
 
 @cache
@@ -37,7 +53,7 @@ def content_of(path: Path) -> Any:
     """
     try:
         return OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: it cannot be read: {' '.join(str(error).split())}") from None
 
 

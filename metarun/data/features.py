@@ -1,6 +1,8 @@
 """Features that a backbone gave of another data set's examples: what mode=embed stores."""
 
+import json
 import os
+import platform
 import shutil
 import time
 from collections.abc import Mapping
@@ -51,10 +53,8 @@ def store(
     """
     with listening(told) as everything:
         look(splits)
-    for left in folder.parent.glob(f".{escape(folder.name)}.*.tmp"):  # of a process that was killed
-        if time.time() - left.stat().st_mtime > LEFT:
-            shutil.rmtree(left, ignore_errors=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    sweep(folder)
+    temporary = folder.with_name(f".{folder.name}.{this_machine()}.{os.getpid()}.tmp")
     try:
         with writing(folder):
             temporary.mkdir(parents=True)
@@ -78,6 +78,41 @@ def carried(name: str, told: Mapping[str, Any]) -> dict[str, Any]:
     if told.get("doubts"):
         kept["doubts"] = [f"of the embedded data={name}: {doubt}" for doubt in told["doubts"]]
     return kept
+
+
+def stored_before(folder: Path, made_from: dict[str, Any]) -> DataSet | None:
+    """The features in the folder, if they are whole and made from just that; None if not."""
+    try:
+        data = load(str(folder))
+    except UserError:
+        return None
+    wanted = json.loads(json.dumps(made_from))
+    return data if data.origin().get("made_from") == wanted else None
+
+
+def sweep(folder: Path) -> None:
+    """Remove what `store` has left beside the folder in processes that were killed."""
+    for left in folder.parent.glob(f".{escape(folder.name)}.*.tmp"):
+        *_, machine, number, _ = left.name.split(".")
+        old = time.time() - left.stat().st_mtime > LEFT  # whatever machine it was on
+        if old or (machine == this_machine() and not is_alive(int(number))):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def this_machine() -> str:
+    """Its name, as part of a file's."""
+    return platform.node().replace(".", "-")
+
+
+def is_alive(process: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def refuse_taken(folder: Path) -> None:

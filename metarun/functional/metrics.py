@@ -253,7 +253,7 @@ def named(
 ) -> Metric:
     """The metric of that name. Raises UserError, about `key`, when it is not `among` them."""
     known = {metric.name: metric for metric in among}
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise UserError(f"{key}={name}: choose one of {', '.join(known)}")
     return known[name]
 

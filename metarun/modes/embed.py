@@ -50,7 +50,8 @@ def run(job: Job) -> dict[str, Any]:
         if earlier and is_done(earlier, config):
             Console(0).message(f"done before; {use}")
             return earlier
-        features.refuse_taken(to)
+        if not earlier:
+            features.refuse_taken(to)
         content = None
         if config["checkpoint"]:
             content = checkpoint.load(Path(str(config["checkpoint"])).expanduser())
@@ -74,6 +75,10 @@ def run(job: Job) -> dict[str, Any]:
             "seed": None if content else config["seed"],
             "precision": device.precision,
         }
+        # Killed when they were there, the run has but to say so.
+        stored = features.stored_before(to, made_from) if earlier else None
+        if stored is None:
+            features.refuse_taken(to)
         results = {
             "status": "running",
             "mode": config["mode"],
@@ -96,14 +101,16 @@ def run(job: Job) -> dict[str, Any]:
         with kept(results, folder, earlier or {}, started) as began:
             for name, text in texts.items():
                 runfolder.write_text(folder / name, text)
-            embedded = embed_all(backbone, data, device)
-            stop.heed()
-            carried = features.carried(data.name, data.told)
-            stored = features.store(to, embedded, made_from, carried)
-            told(stored.told.get("doubts", [])[len(carried.get("doubts", [])) :], console.message)
+            if stored is None:
+                embedded = embed_all(backbone, data, device)
+                stop.heed()
+                carried = features.carried(data.name, data.told)
+                stored = features.store(to, embedded, made_from, carried)
+                own = stored.told.get("doubts", [])[len(carried.get("doubts", [])) :]
+                told(own, console.message)
             results |= {
                 "status": "finished",
-                "features": {**stored.facts(), "shape": list(embedded["test"].input_shape)},
+                "features": {**stored.facts(), "shape": list(stored.outlines["test"].input_shape)},
                 "folder": str(to),
                 "seconds": round(time.time() - began, 1),
             }

@@ -136,13 +136,13 @@ def to_start_from(
         content = load(path)
         with understood(f"checkpoint {path}"):
             refuse_another_model(content, config)
-            Progress(**content["progress"])
+            progress_of(content)
         return content
     if earlier and last.exists():
         content = load(last, "choose another name=, or remove this file to begin anew")
         with understood(f"checkpoint {last}"):
             refuse_another_run(content, config)
-            now = Progress(**content["progress"])
+            now = progress_of(content)
         if (theirs := content.get("run")) and theirs != earlier.get("run_id"):
             raise UserError(
                 f"resume=auto: {last} is of another run than results.json beside it: put the run's "
@@ -155,6 +155,16 @@ def to_start_from(
             best_of(folder, step, content, may_be_later=True)
         return content
     return None
+
+
+def progress_of(content: dict[str, Any]) -> Progress:
+    """How far the training of a saved state had come. Raises TypeError for what is none."""
+    progress = Progress(**content["progress"])
+    for name, begun in asdict(Progress()).items():
+        value, kind = getattr(progress, name), type(begun)
+        if not isinstance(value, (int, float) if kind is float else kind):
+            raise TypeError(f"{name}={value}")
+    return progress
 
 
 @contextmanager
@@ -197,10 +207,12 @@ def take_best(training: Training, split: str, data_checksum: str, folder: Path) 
     now = training.progress
     step = chosen_step(now.step, now.best_step, split)
     own = {"run": training.run, "data_checksum": data_checksum}
-    best = ranks.from_first(lambda: best_of(folder, step, own)["algorithm"] if step else None)
-    if best:
-        training.algorithm.load_state_dict(best)
-        refuse_what_was_not_trained(training.algorithm, folder / "checkpoints" / "best.pt")
+    best = ranks.from_first(lambda: best_of(folder, step, own)["algorithm"] if step else {})
+    path = folder / "checkpoints" / "best.pt"
+    if step:
+        with understood(f"checkpoint {path}"):
+            training.algorithm.load_state_dict(best)
+        refuse_what_was_not_trained(training.algorithm, path)
 
 
 def best_of(
@@ -216,10 +228,11 @@ def best_of(
     if not path.exists():
         raise UserError(f"{path} is missing, which has the weights of step {step}: {instead}")
     best = load(path, instead)
-    kept = best["progress"]["step"]
+    with understood(f"checkpoint {path}"):
+        kept, _ = progress_of(best).step, best["algorithm"]
     if best.get("run", "") != own.get("run", ""):
         raise UserError(f"{path} is of another run: {instead}")
-    if best["data_checksum"] != own["data_checksum"]:
+    if best.get("data_checksum") != own["data_checksum"]:
         raise UserError(f"{path} was trained on other data: {instead}")
     if kept != step and not (may_be_later and kept > step):
         raise UserError(f"{path} is of step {kept}, and the best was step {step}: {instead}")
@@ -321,7 +334,7 @@ def restore(training: Training, content: dict[str, Any], data_checksum: str) -> 
         torch.set_rng_state(content["noise"])
         if content["cuda_noise"] and torch.cuda.device_count() == len(content["cuda_noise"]):
             torch.cuda.set_rng_state_all(content["cuda_noise"])
-        training.progress = Progress(**content["progress"])
+        training.progress = progress_of(content)
         training.run = content.get("run", "")
 
 
@@ -352,7 +365,7 @@ def restore_for_test(training: Training, content: dict[str, Any]) -> None:
     trained."""
     with understood("the checkpoint to test"):
         restore_weights(training.algorithm, content)
-        training.progress = Progress(**content["progress"])
+        training.progress = progress_of(content)
 
 
 def restore_weights(algorithm: Algorithm, content: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +74,10 @@ def read(path: Path) -> dict[str, Any]:
         check("table", content, TABLE, optional=("notes",))
         for cell in content["cells"]:
             check("table.cells", cell, CELL, optional=("label", "measure"))
+            for key in ("paper", "ci95"):
+                value = cell[key] or 0
+                if not math.isfinite(value) or (key == "ci95" and value < 0):
+                    raise UserError(f"table.cells.{key}={value}: it must be finite, ci95 above 0")
         named(content["metric"], key="table.metric")
         if not all(isinstance(seed, int) for seed in content["seeds"]):
             raise UserError(f"table.seeds={shown(content['seeds'])}: whole numbers are needed")
@@ -90,7 +95,7 @@ def check(
         raise UserError(f"{name}: a group of keys is needed, {', '.join(needed)}")
     for key in content:
         if key not in (*needed, *optional):
-            raise UserError(f"{name}.{key}: there is no such key{nearest(key, needed)}")
+            raise UserError(f"{name}.{key}: there is no such key{nearest(str(key), needed)}")
     for key, (kind, words) in needed.items():
         if key not in content:
             raise UserError(f"{name}.{key}: it cannot be left out")

@@ -4,15 +4,16 @@ Drawn with matplotlib's objects and not with pyplot: no window system, no state 
 """
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from metarun import files
 from metarun.functional.metrics import ACCURACY, VALUES, Metric
 
 if TYPE_CHECKING:
@@ -260,11 +261,12 @@ def boxes_for_letters() -> Iterator[None]:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Writes the PNG whole or not at all."""
+    """Writes the PNG whole or not at all. Raises UserError if it cannot be written."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
-    written = path.with_name(path.name + ".tmp")
+    drawn = BytesIO()
     with boxes_for_letters():
-        figure.savefig(written, format="png")
-    os.replace(written, path)
+        figure.savefig(drawn, format="png")
+    with files.whole(path) as file:
+        file.write(drawn.getvalue())

@@ -51,6 +51,14 @@ PATHS = (
         (["train.steps=99999999999999999999"], "train.steps=99999999999999999999: it must be at"),
         (["algo=maml", "algo.measured_steps=[1000000000]"], "it must be at most 100,000"),
         (["mode=embed", "to=/proc/x"], "cannot write /proc/x"),
+        (["=5"], "=5: cannot be read: write key=value"),
+        (["experiment=x"], "experiment can be antoniou2019/…, finn2017/…"),
+        (["experiment=${oc.select:nope,3}"], "the config cannot be composed: "),
+        (["-m", "way=range(1,inf)"], "way=range(1,inf): it has no end"),
+        (["-m", "hydra/output=glob([true])"], "patterns are texts"),
+        (["hydra.verbose={a:1}"], "hydra.verbose: true, false, or names of loggers are needed"),
+        (["eval.metric=[1,2]"], "eval.metric=[1, 2]: choose one of accuracy"),
+        (["--cfg", "job", "--package", "x.y"], "--package x.y: the config has no such part"),
     ],
 )
 def test_refused_at_once(metarun, typed, said):
@@ -82,6 +90,67 @@ def test_a_path_in_quotes_and_several_in_a_sweep(metarun):
     assert "'no such'" not in said.replace("data.root='no such'", "")
     said = metarun.error("data=image_folder", "data.root=a,b")
     assert "several values are a sweep: add -m" in said
+
+
+def test_a_very_long_value_is_cut(metarun):
+    """Its beginning tells the key, and the end what is needed."""
+    said = metarun.error(f"optim.lr=[{100_000 * 'a'}]")
+    assert len(said) < 3_100
+    assert said.startswith("optim.lr=[aaa")
+    assert said.endswith("a]: a number is needed")
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "said"),
+    [
+        ("optim/mine", "lr: 0.001", "optim._target_: it cannot be left out"),
+        ("algo/mine", "", "algo: it cannot be left out"),
+        ("optim/mine", "defaults: 5", "the config cannot be composed: Invalid defaults list"),
+        ("data/mine", "defaults: [5]", "the config cannot be composed: Unsupported type in defa"),
+        ("eval/mine", "defaults: [_self_, mine]", "a file or a value is within itself"),
+        ("data/mine", "[1, 2]", "conf/data/mine.yaml: a config file holds keys"),
+        ("augment/mine", "a: 1", "augment._target_: it cannot be left out"),
+        (
+            "schedule/mine",
+            "{_target_: torch.optim.lr_scheduler.CosineAnnealingLR, _partial_: true, T_max: x, "
+            "eta_min: 0.0}",
+            "schedule.T_max=x: a whole number is needed",
+        ),
+        (
+            "augment/mine",
+            "{_target_: metarun.augment.sequence.Sequence, crop: {a: 1}}",
+            "augment.crop: an augmentation is needed, with its _target_",
+        ),
+        (
+            "augment/mine",
+            "{_target_: metarun.augment.sequence.Sequence, "
+            "crop: {_target_: metarun.augment.crop.PaddedCrop, padding: 4, x: 1}}",
+            "metarun.augment.crop.PaddedCrop has no x",
+        ),
+        (
+            "augment/mine",
+            "{_target_: metarun.augment.sequence.Sequence, 5: x}",
+            "augment: 5 is no name of a key",
+        ),
+        ("table/mine", "{cells: [{5: x}]}", "table.title: it cannot be left out"),
+        ("table/mine", f"a: {5_000 * '7'}", "it cannot be read"),
+    ],
+)
+def test_files_of_ones_own(metarun, path, text, said):
+    conf = own(metarun, f"{path}.yaml", text)
+    short = ["train.steps=0", "eval.episodes=2", "tracker=none", "device=cpu"]
+    assert said in metarun.error(*conf, *metarun.data, *short, path.replace("/", "="))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("paper", ".nan"), ("ci95", "-1"), ("ci95", ".inf"), ("paper", "x")]
+)
+def test_a_tables_figures(metarun, key, value):
+    figures = {"paper": "50.0", "ci95": "null"} | {key: value}
+    cell = f"{{experiment: a, paper: {figures['paper']}, ci95: {figures['ci95']}, read_in: x}}"
+    text = f"{{title: x, source: x, data: x, metric: accuracy, seeds: [0], cells: [{cell}]}}"
+    conf = own(metarun, "table/mine.yaml", text)
+    assert f"table.cells.{key}=" in metarun.error(*conf, "table=mine")
 
 
 def own(metarun, path, text):

@@ -105,13 +105,6 @@ def test_features_that_are_odd_themselves_are_told(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_and_names_the_folder(tmp_path, monkeypatch):
-    """What a killed process has left is swept, once it is nobody's."""
-    killed, at_work = (tmp_path / f".f.{pid}.tmp" for pid in (1, 2))
-    for path in (killed, at_work):
-        path.mkdir()
-        (path / "train.safetensors").write_text("half")
-    os.utime(killed, (1, 1))
-
     def full(*given, **more):
         raise SafetensorError("No space left on device")
 
@@ -121,4 +114,25 @@ def test_a_full_disk_leaves_nothing_and_names_the_folder(tmp_path, monkeypatch):
             features.store(tmp_path / "f", some_splits(), MADE_FROM)
     told = f"cannot write {tmp_path}/f/train.safetensors: No space left on device"
     assert str(refused.value) == told
-    assert list(tmp_path.iterdir()) == [at_work]
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    """But not what a living one, as this one's parent is, or another machine's has just begun."""
+    here, dead = features.this_machine(), 2**22 + 1  # more than any process's number
+    left = [f".f.{name}.tmp" for name in (f"{here}.{dead}", "other.1", "other.2")]
+    left.append(f".f.{here}.{os.getppid()}.tmp")
+    for name in left:
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / ".f.other.1.tmp", (1, 1))
+    features.store(tmp_path / "f", some_splits(), MADE_FROM)
+    assert {path.name for path in tmp_path.iterdir()} == {*left[2:], "f"}
+
+
+def test_features_that_are_there_already(tmp_path):
+    features.store(tmp_path / "f", some_splits(), MADE_FROM)
+    assert features.stored_before(tmp_path / "f", MADE_FROM)
+    assert not features.stored_before(tmp_path / "f", {**MADE_FROM, "seed": 1})
+    (tmp_path / "f" / "val.safetensors").unlink()
+    assert not features.stored_before(tmp_path / "f", MADE_FROM)
+    assert not features.stored_before(tmp_path / "g", MADE_FROM)

@@ -8,6 +8,7 @@ import torch
 from metarun.backbones.conv4 import Conv4
 from metarun.data.features import load
 from metarun.data.images import image_folder
+from metarun.runs.folder import write_results
 from tests.conftest import QUICK
 
 BEST = "checkpoint=outputs/a/checkpoints/best.pt"
@@ -181,3 +182,18 @@ def test_doubts_are_said_again_of_features(metarun):
     assert head["data"]["doubts"] == metarun.results("embed")["features"]["doubts"]
     assert head["data"]["split"] == "at random by data.split_seed=0 (data=csv)"
     assert f"doubts      {first}" in metarun.capsys.readouterr().out
+
+
+def test_killed_when_the_features_were_there(metarun, embed):
+    """It has but to say so; the features of anything else are in the way, as ever."""
+    made = embed()
+    folder = metarun.folder / "outputs/embed"
+    written = (metarun.folder / "features/train.safetensors").stat().st_ino
+    write_results(folder / "results.json", made | {"status": "running"})
+    again = embed("resume=auto")
+    assert (again["status"], again["features"]) == ("finished", made["features"])
+    assert (metarun.folder / "features/train.safetensors").stat().st_ino == written
+    write_results(folder / "results.json", made | {"status": "running"})
+    with pytest.raises(SystemExit):
+        embed("resume=auto", "seed=1")
+    assert metarun.results("embed")["status"] == "running"

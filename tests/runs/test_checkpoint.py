@@ -360,6 +360,9 @@ def test_an_optimisers_state_lies_as_its_parameters_do():
         ("config", []),
         ("progress", None),
         ("progress", {"step": 1, "more": 2}),
+        ("progress", "x"),
+        ("progress", {"step": "x"}),
+        ("progress", {"best": None}),
         ("algorithm", None),
         ("algorithm", [1]),
         ("optimizer", {}),
@@ -384,3 +387,15 @@ def test_odd_content_is_refused(tmp_path, key, value):
     with pytest.raises(UserError) as refused:
         go_on()
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["progress", "algorithm", "data_checksum"])
+@pytest.mark.parametrize("value", [None, "x", [], {"a": 1}])
+def test_an_odd_best_is_refused(tmp_path, key, value):
+    """The same of best.pt, whose weights are tested."""
+    training = new_training()
+    training.progress.step = training.progress.best_step = 3
+    content = checkpoint.state(training, CONFIG, "data") | {key: value}
+    checkpoint.save(tmp_path / "checkpoints/best.pt", content)
+    with pytest.raises(UserError, match=r"best\.pt"):
+        checkpoint.take_best(training, "train", "data", tmp_path)
