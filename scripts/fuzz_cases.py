@@ -28,7 +28,7 @@ ALGOS = (
 # What the other cases begin with, each for the keys that it has: nothing that would be downloaded.
 BASES = [
     [SMALL],
-    *([f"algo={algo}", *([] if algo in ("siamese",) else [SMALL])] for algo in ALGOS),
+    *([f"algo={algo}", "backbone=conv4", SMALL] for algo in ALGOS),
     *(["backbone=" + name] for name in ("mlp", "identity", "pixels", "r2d2", "vit_small")),
     *(["sampler=" + name, SMALL] for name in ("within_superclass", "variable", "binary")),
     *(["eval=" + name, SMALL] for name in ("within_superclass", "variable", "binary")),
@@ -301,7 +301,11 @@ def own_file(chance: random.Random, keys: Sequence[Key], key: Key) -> Case:
 
 def changed(chance: random.Random, name: str) -> bytes:
     """The committed file of that name with one thing changed, which may be all that a group is."""
-    text = OF_TABLE if name == "table/mine" else (conf_folder() / f"{name}.yaml").read_text("utf-8")
+    text = (
+        OF_TABLE
+        if name == "table/mine"
+        else (conf_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+    )
     content = yaml.safe_load(text)
     if name.startswith("experiment") or chance.random() < 0.2:
         content = {k: v for k, v in content.items() if chance.random() < 0.7}

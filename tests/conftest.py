@@ -4,6 +4,7 @@ import copy
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,14 @@ QUICK = (
     "train.steps=4 train.val_every=2 train.log_every=1 eval.episodes=6 eval.val_episodes=4 "
     "backbone.width=8 tracker=none device=cpu"
 ).split()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def without_nohup():
+    """A closed terminal stops the runs of the tests, though nohup has them ignore it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -101,7 +101,7 @@ def test_the_test_sampler_is_advised_by_its_own_keys(metarun):
 
 
 def test_own_data_whose_metric_is_none_of_ours(metarun):
-    (metarun.folder / "mine.py").write_text(
+    (metarun.folder / "metric_of_mine.py").write_text(
         "from metarun.data.images.glyphs import load as glyphs\n\n\n"
         "def load(size: int):\n"
         "    data = glyphs(None, size)\n"
@@ -110,10 +110,10 @@ def test_own_data_whose_metric_is_none_of_ours(metarun):
     )
     conf = metarun.folder / "conf/data"
     conf.mkdir(parents=True)
-    (conf / "mine.yaml").write_text("# Mine\n_target_: mine.load\nsize: 28\n")
+    (conf / "mine.yaml").write_text("# Mine\n_target_: metric_of_mine.load\nsize: 28\n")
     metarun.monkeypatch.syspath_prepend(metarun.folder)
-    options = ["--config-dir", "conf", "data=mine", "plugins.allow=[mine]", "tracker=none"]
-    said = metarun.error(*options, "device=cpu")
+    options = ["--config-dir", "conf", "data=mine", "plugins.allow=[metric_of_mine]"]
+    said = metarun.error(*options, "tracker=none", "device=cpu")
     assert said == (
         "the metric of DataSet is 'accuracy': give it one of metarun.functional.metrics, such as "
         "ACCURACY"

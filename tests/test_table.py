@@ -256,7 +256,7 @@ def test_refused(table, typed, said):
         ((" paper: 50.0,", " pepper: 1, paper: 50.0,"), "pepper: there is no such key, did you me"),
         (("cells:\n", "cells:\n  - 3\n"), "table.cells: a group of keys is needed, experiment, "),
         (("title: Two", "title: [Two"), "nobody.yaml: it cannot be read: while parsing"),
-        ((TABLE, "- 1"), "table: a group of keys is needed, title, source"),
+        ((TABLE, "- 1"), "nobody.yaml: a config file holds keys, as in key: value"),
     ],
 )
 def test_a_file_that_is_no_table_is_refused(table, change, said):

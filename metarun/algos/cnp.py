@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarun.backbones.standardise import AsTheyAre, unless_normalised
+from metarun.backbones.standardise import AsTheyAre, if_raw
 from metarun.episodes import Episodes, refuse_other_way
 from metarun.errors import UserError
 from metarun.functional.embedding import embed_task, out_dim, real_examples
@@ -44,7 +44,7 @@ class CNP(nn.Module):
             raise UserError(f"algo.width={width}: it must be at least 1")
         self.backbone, self.way = backbone, way
         features = out_dim(backbone)
-        self.standardise = AsTheyAre() if way == 1 else unless_normalised(backbone)
+        self.standardise = AsTheyAre() if way == 1 else if_raw(backbone)
         if way == 1:  # sec. 4.1: h of three layers, g of five
             self.encoder = perceptron(features + 1, width, width, width)
             self.decoder = perceptron(features + width, width, width, width, width, 2)

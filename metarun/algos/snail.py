@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarun.backbones.standardise import unless_normalised
+from metarun.backbones.standardise import if_raw
 from metarun.episodes import Episodes, refuse_other_way
 from metarun.errors import UserError
 from metarun.functional.embedding import embed_task, out_dim, real_examples
@@ -46,7 +46,7 @@ class SNAIL(nn.Module):
         if shot < 1:
             raise UserError(f"algo.shot={shot}: it must be at least 1")
         self.backbone, self.way = backbone, way
-        self.standardise = unless_normalised(backbone)
+        self.standardise = if_raw(backbone)
         length = way * shot + 1
         channels = out_dim(backbone) + way
         blocks = [

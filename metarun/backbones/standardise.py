@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from metarun.backbones.batch_norm import mode_of
 from metarun.functional.embedding import at_least_float32, out_dim
 
 MOMENTUM = 0.1  # of the running statistics, as batch norm's
@@ -55,6 +54,7 @@ class AsTheyAre(nn.Module):
         return at_least_float32(z)
 
 
-def unless_normalised(backbone: nn.Module) -> nn.Module:
-    """What standardises the features of a backbone without batch norm, which would have done so."""
-    return Standardise(out_dim(backbone)) if mode_of(backbone) == "none" else AsTheyAre()
+def if_raw(backbone: nn.Module) -> nn.Module:
+    """What standardises the features of a backbone that hands on the data as it is."""
+    learns = any(True for _ in backbone.parameters())
+    return AsTheyAre() if learns else Standardise(out_dim(backbone))

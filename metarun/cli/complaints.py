@@ -63,10 +63,15 @@ def missing_choice(error: MissingConfigException) -> str:
 
 def missing_choice_of(group: str, choice: str, options: list[str]) -> str:
     """One line for a choice that does not exist, and those that do."""
-    if len(options) > MANY:  # of papers' experiments: their folders
-        options = list(dict.fromkeys(o.partition("/")[0] + "/…" * ("/" in o) for o in options))
-    able = f"; {group} can be {', '.join(options)}" if options else ""
-    return f"{group}={choice}: there is no such choice{schema.nearest(choice, options)}{able}"
+    nearest = schema.nearest(choice, options)
+    if len(options) > MANY:  # of papers' experiments: the folders of other papers
+        paper = choice.partition("/")[0]
+        places = [o.partition("/") for o in options]
+        options = [
+            o + slash + (name if o == paper else "…" * bool(slash)) for o, slash, name in places
+        ]
+    able = f"; {group} can be {', '.join(dict.fromkeys(options))}" if options else ""
+    return f"{group}={choice}: there is no such choice{nearest}{able}"
 
 
 def unreadable(error: OverrideParseException) -> str:

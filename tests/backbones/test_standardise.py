@@ -8,7 +8,7 @@ from metarun.algos.snail import SNAIL
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
 from metarun.backbones.pixels import Pixels
-from metarun.backbones.standardise import AsTheyAre, Standardise, unless_normalised
+from metarun.backbones.standardise import AsTheyAre, Standardise, if_raw
 from metarun.episodes import PADDING, Episodes
 
 FEATURES = 4
@@ -87,9 +87,9 @@ def test_how_data_is_scaled_does_not_matter(kind, ragged):
     assert plain[-1] != plain[-2]
 
 
-def test_what_is_normalised_already_stays():
-    for network in (Conv4((1, 16, 16), width=4, batch_norm="running"), MLP((4,), [8], "batch")):
-        assert isinstance(unless_normalised(network), AsTheyAre)
-    assert isinstance(unless_normalised(MLP((4,), [8], "none")), Standardise)
+def test_what_a_network_made_stays():
+    for network in (Conv4((1, 16, 16), width=4, batch_norm="none"), MLP((4,), [8], "batch")):
+        assert isinstance(if_raw(network), AsTheyAre)
+    assert isinstance(if_raw(Pixels((4,))), Standardise)
     z = normal(1, 2, 3)
     assert AsTheyAre()(z) is z

@@ -362,6 +362,7 @@ def test_data_without_training_classes(metarun, published, capsys):
 
 SMALL = {  # what makes the network of each file of conf/backbone a small one
     "conv4": "backbone.width=4",
+    "conv4_narrow": "backbone.width=4",
     "conv6": "backbone.width=4",
     "identity": "algo.learn_temperature=true",  # or nothing would be learnt
     "koch2015": "backbone.features=8 data.size=65",

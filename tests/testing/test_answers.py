@@ -135,7 +135,7 @@ def test_the_algorithm_is_as_it_was(training):
     if training:  # the same forward pass in training does move them
         algorithm.backbone(some_split().x)
         assert not torch.equal(
-            algorithm.backbone[2].running_mean, before["backbone.2.running_mean"]
+            algorithm.backbone[3].running_mean, before["backbone.3.running_mean"]
         )
 
 
