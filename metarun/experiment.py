@@ -98,6 +98,7 @@ def restore(parts: Parts, content: dict[str, Any] | None) -> None:
     training = parts.training
     if content and parts.config["mode"] == "test":
         checkpoint.restore_for_test(training, content)
+        suitability.doubt_other_pictures(parts.data, content["config"], parts.config)
     elif content:
         checkpoint.restore(training, content, parts.data.checksum)
     if rank := ranks.rank():
@@ -188,6 +189,8 @@ def test(parts: Parts, folder: Path, trackers: Trackers) -> dict[str, Any]:
     table = figures_of.columns(figures, figures_of.task_names(episodes, own))
     runfolder.write_csv(folder / "episodes.csv", table)
     draw_pictures(parts, next(iter(episodes.values())), folder, trackers)
-    odd = told(doubts_of_test(parts.config, figures, tested), trackers.console.message)
+    classes = len(getattr(parts.data.outlines["test"], "classes", ()))
+    odd = doubts_of_test(parts.config, figures, tested, classes)
+    told(odd, trackers.console.message)
     batch_norm = report.batch_norm(parts.training.algorithm)
     return {**parts.config["eval"], **tested, "batch_norm": batch_norm, "doubts": odd}

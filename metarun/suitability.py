@@ -12,7 +12,7 @@ from metarun import ranks
 from metarun.augment.sequence import Augment
 from metarun.configs.composing import content_of
 from metarun.configs.differences import committed_choices, unlike
-from metarun.configs.rules import conf_folder
+from metarun.configs.rules import conf_folder, shown
 from metarun.data.kinds import KINDS
 from metarun.data.mixture import Mixture
 from metarun.episodes import Episodes
@@ -202,6 +202,20 @@ def backbones() -> Iterator[tuple[str, tuple[str, ...]]]:
     for path in sorted((conf_folder() / "backbone").glob("*.yaml")):
         module, _, _ = content_of(path)["_target_"].rpartition(".")
         yield path.stem, import_module(module).READS
+
+
+def doubt_other_pictures(data: Any, trained: dict[str, Any], now: dict[str, Any]) -> None:
+    """Have the data tell that its pictures are read otherwise than those of the config that the
+    model was `trained` by, if they are."""
+    then, keys = trained.get("data", {}), now["data"]
+    doubts = [
+        f"the model was trained on pictures of data.{key}={shown(then[key])}, and this is "
+        f"data.{key}={shown(keys[key])}"
+        for key in ("size", "grey")
+        if key in then and key in keys and then[key] != keys[key]
+    ]
+    if doubts and hasattr(data, "told"):
+        data.told["doubts"] = [*data.told.get("doubts", []), *doubts]
 
 
 def refuse_other_data(data: Data) -> None:

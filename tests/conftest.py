@@ -29,6 +29,14 @@ QUICK = (
 ).split()
 
 
+def pytest_collection_modifyitems(config, items):
+    """What is slow waits to be asked for."""
+    if "slow" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="trains for minutes: -m slow"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def without_nohup():
     """A closed terminal stops the runs of the tests, though nohup has them ignore it."""

@@ -118,3 +118,13 @@ def test_own_data_whose_metric_is_none_of_ours(metarun):
         "the metric of DataSet is 'accuracy': give it one of metarun.functional.metrics, such as "
         "ACCURACY"
     )
+
+
+def test_pictures_read_otherwise_than_in_the_training_are_doubted(metarun):
+    """It may be meant; but a key that was forgotten gives another number."""
+    metarun.run("name=a")
+    model = ["mode=test", "checkpoint=outputs/a/checkpoints/best.pt"]
+    assert metarun.run("name=b", *model, "data.size=20")["data"]["doubts"] == [
+        "the model was trained on pictures of data.size=16, and this is data.size=20"
+    ]
+    assert not metarun.run("name=c", *model)["data"]["doubts"]

@@ -13,6 +13,8 @@ LEAST = 1e-5  # of its mean, that a feature must vary by for not to be a constan
 class Standardise(nn.Module):
     """Each feature less its mean and divided by its deviation, which are the batch's own in
     training, and their running means in tests; then all times `scale`. Nothing is learnt.
+
+    The first batch is taken in whole, and before it features are only multiplied.
     """
 
     def __init__(self, features: int, scale: float = 1.0):
@@ -20,8 +22,10 @@ class Standardise(nn.Module):
         self.scale = scale
         self.mean: Tensor
         self.variance: Tensor
+        self.batches: Tensor
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("variance", torch.ones(features))
+        self.register_buffer("batches", torch.zeros(()))  # that the running statistics are of
 
     def forward(self, z: Tensor, real: Tensor | None = None) -> Tensor:
         """Features z [..., D], of which those that `real` [...] does not mark count for nothing:
@@ -30,7 +34,8 @@ class Standardise(nn.Module):
             z = at_least_float32(z)
             mean, variance = self.moments(z, real) if self.training else (self.mean, self.variance)
             deviation = (variance + (LEAST * mean).square() + torch.finfo(z.dtype).tiny).sqrt()
-            return self.scale * ((z - mean) / deviation).clamp(-FARTHEST, FARTHEST)
+            farthest = FARTHEST / self.batches.clamp(max=1)  # of a batch, or without bounds
+            return self.scale * ((z - mean) / deviation).clamp(-farthest, farthest)
 
     def moments(self, z: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and variance of each feature, which the running ones take in."""
@@ -39,11 +44,13 @@ class Standardise(nn.Module):
             mean = z.mean(dim=0)
             variance = (z - mean).square().mean(dim=0)
         else:
-            share = (real / real.sum()).to(z.dtype).flatten()[:, None]
-            mean = (share * z).sum(dim=0)
-            variance = (share * (z - mean).square()).sum(dim=0)
+            weight = (real / real.sum()).to(z.dtype).flatten()[:, None]
+            mean = (weight * z).sum(dim=0)
+            variance = (weight * (z - mean).square()).sum(dim=0)
+        self.batches.add_(1)
+        share = self.batches.reciprocal().clamp(min=MOMENTUM)
         for running, now in ((self.mean, mean), (self.variance, variance)):
-            running.mul_(1 - MOMENTUM).add_(MOMENTUM * now.detach())
+            running.mul_(1 - share).add_(share * now.detach())
         return mean, variance
 
 

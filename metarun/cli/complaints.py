@@ -3,6 +3,7 @@
 import errno
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
@@ -10,7 +11,7 @@ from omegaconf import OmegaConf
 
 from metarun.cli.help import choice_files
 from metarun.configs import rules as schema
-from metarun.configs.composing import composed, spelled
+from metarun.configs.composing import composed, content_of, spelled
 from metarun.configs.rules import conf_folder, conf_folders
 from metarun.errors import out_of_memory
 
@@ -108,9 +109,21 @@ def unknown_key(error: Exception, overrides: list[str], config_dir: str | None) 
         return f"{key}: it is no group of every run: write +{key}=CHOICE"
     if "/" in key:
         return missing_group(key, config_dir)
+    config = known_part(overrides, config_dir)
+    if having := having_key(key, conf_folders(config_dir)):
+        group = key.partition(".")[0]
+        chosen = config.get("hydra", {}).get("runtime", {}).get("choices", {}).get(group)
+        return f"{key}: {group}={chosen} has no such key, {group}={', '.join(having)} would"
     words = [group for group in groups(config_dir) if "/" not in group]
-    words += known_keys(overrides, config_dir)
+    words += schema.flat({key: config[key] for key in config if key != "hydra"})
     return f"{key}: there is no such key{schema.nearest(key, words)}"
+
+
+def having_key(key: str, folders: list[Path]) -> list[str]:
+    """The choices of the dotted key's group that have it."""
+    group, _, name = key.partition(".")
+    contents = {choice: content_of(p) for choice, p in choice_files(folders, group).items()}
+    return [choice for choice, content in contents.items() if name in content]
 
 
 def missing_group(group: str, config_dir: str | None) -> str:
@@ -119,16 +132,16 @@ def missing_group(group: str, config_dir: str | None) -> str:
     return f"{group}: there is no such group of choices{near}"
 
 
-def known_keys(overrides: list[str], config_dir: str | None) -> list[str]:
-    """Every key of the job's config, composed without those overrides whose keys are unknown."""
+def known_part(overrides: list[str], config_dir: str | None) -> dict[str, Any]:
+    """The job's config, composed without those overrides whose keys are unknown."""
     try:
         config = composed(overrides, config_dir)
     except ConfigCompositionException as error:
         found = UNKNOWN.search(str(error))
         known = [o for o in overrides if found and o.lstrip("+").partition("=")[0] != found[1]]
-        return known_keys(known, config_dir) if len(known) < len(overrides) else []
+        return known_part(known, config_dir) if len(known) < len(overrides) else {}
     keys: Any = OmegaConf.to_container(config)
-    return list(schema.flat({key: keys[key] for key in keys if key != "hydra"}))
+    return keys
 
 
 def groups(config_dir: str | None) -> list[str]:

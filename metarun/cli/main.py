@@ -268,12 +268,14 @@ def go_on(hydra_config: HydraConf, name: str, folder: Path) -> list[str]:
 def main() -> None:
     """The console script."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out whole, to be told here
+    printing = False
     try:
         refuse_lost_folder()
         if ranks.expected() > 1:
             load_torch()
             ranks.join()
         arguments = parsed_arguments()
+        printing = bool(arguments.help or arguments.cfg or arguments.info or arguments.hydra_help)
         if arguments.help:
             folders = conf_folders(arguments.config_dir)
             console.plain(help_text(folders, choices_of(arguments.overrides)))
@@ -312,7 +314,9 @@ def main() -> None:
         leave(" ".join(str(error).split()))
     except KeyboardInterrupt as stopped:
         leave(str(stopped) or "stopped", code=130)
-    except BrokenPipeError:  # of what Hydra writes, when nobody reads on, as after `| head`
+    except BrokenPipeError:  # when nobody reads what is printed, as after `| head`
+        if not printing:
+            raise
         console.to_nobody()
     except Exception as error:
         if complaint := launchers.complaint(error):

@@ -17,7 +17,7 @@ from metarun.functional.metrics import TWO_CLASSES, named
 
 # What a finished run's results do not depend on.
 UNSEEN = [
-    *("name", "resume", "seeds", "plugins", "tracker", "data.root", "data.file"),
+    *("name", "resume", "seeds", "plugins", "tracker", "data.root", "data.file", "short_steps"),
     *("train.log_every", "train.save_minutes"),
     *("device.name", "device.compile", "device.graph", "sampler.chunk", "algo.checkpoint_steps"),
     *("eval.tasks", "eval.sampler.tasks"),

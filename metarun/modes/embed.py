@@ -28,6 +28,7 @@ from metarun.runs.report import understood
 from metarun.runs.results import kept
 from metarun.seeds import stream_seed
 from metarun.signals import StopSignals
+from metarun.suitability import doubt_other_pictures
 from metarun.testing.doubts import told
 from metarun.tracking.console import Console
 from metarun.tracking.progress import track
@@ -66,6 +67,7 @@ def run(job: Job) -> dict[str, Any]:
         backbone = new_backbone(config, data)
         if content:
             restore(backbone, content, config)
+            doubt_other_pictures(data, content["config"], config)
         refuse_shared_statistics(backbone)
         backbone.to(device.torch_device).eval()
         made_from = {

@@ -27,7 +27,7 @@ CHUNK = 2**20  # bytes that are read at once
 
 # What may differ between an interrupted run and the one that goes on with it.
 INCIDENTAL = [
-    *("name", "resume", "seeds", "checkpoint", "mode", "plugins", "tracker"),
+    *("name", "resume", "seeds", "checkpoint", "mode", "plugins", "tracker", "short_steps"),
     *("data.root", "data.file"),
     *("device.name", "device.deterministic", "device.compile", "device.graph"),
     *("sampler.chunk", "algo.checkpoint_steps"),

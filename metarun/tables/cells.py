@@ -16,7 +16,7 @@ from metarun.runs import folder as runfolder
 from metarun.runs.folder import NUMBER
 
 # What the name of a run's folder does not tell in a sweep, which may compare even incidental keys.
-UNNAMED = ["name", "resume", "plugins", "tracker", "train.save_minutes"]
+UNNAMED = ["name", "resume", "plugins", "tracker", "train.save_minutes", "short_steps"]
 
 
 def run_name(config: dict[str, Any], choices: dict[str, Any], except_for: list[str]) -> str:

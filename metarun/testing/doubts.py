@@ -23,10 +23,22 @@ def told(sentences: list[str], tell: Callable[[str], None]) -> list[str]:
     return sentences
 
 
-def doubts_of_test(config: dict[str, Any], figures: Figures, test: dict[str, Any]) -> list[str]:
+def doubts_of_test(
+    config: dict[str, Any], figures: Figures, test: dict[str, Any], classes: int | None = None
+) -> list[str]:
     """Sentences about the `figures` of the test's episodes and what they come to, the `test` part
-    of results.json: scores that are all equal, a result that guessing would have given."""
+    of results.json: episodes of all the `classes` that the test split has, scores that are all
+    equal, a result that guessing would have given."""
     way = fixed_way(config["eval"])
+    few = [
+        f"every test episode is of the same {way} classes, all that the test split has: the "
+        "interval tells nothing of other classes"
+    ] * (way is not None and way == classes)
+    return few + doubts_of_scores(way, figures, test)
+
+
+def doubts_of_scores(way: int | None, figures: Figures, test: dict[str, Any]) -> list[str]:
+    """The same about scores that are all equal, or no better than guessing among `way` classes."""
     accuracies = [a for of in figures.values() for a in of.get(ACCURACY.name, ())]
     if not way or test["metric"] != ACCURACY.name or not len(accuracies):
         return []

@@ -57,6 +57,10 @@ EXPERIMENTS = sorted(
         ("shot=0", "shot=0: it must be at least 1"),
         ("eval.episodes=1", "eval.episodes=1: it must be at least 2"),
         ("algo=protnet", "algo=protnet: there is no such choice, did you mean protonet?"),
+        (
+            "algo=mann backbone.strides=true",
+            "backbone.strides: backbone=pixels has no such key, backbone=conv4, conv4_narrow would",
+        ),
         ("data=omniglt", "did you mean omniglot?; data can be "),
         ("experiment=snell2017/omniglot_5way", "snell2017/omniglot_5way_1shot"),
         ("device.precision=fp16", "device.precision=fp16: choose one of fp32, tf32, bf16"),

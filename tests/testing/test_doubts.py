@@ -11,15 +11,20 @@ from metarun.testing.doubts import doubts_of_log, doubts_of_test, doubts_of_trai
 FIVE = {"way": 5, "query": 15, "sampler": {"way": 5}}
 
 
-def of_test(accuracies, ci95=0.01, metric="accuracy", task=None):
+def of_test(accuracies, ci95=0.01, metric="accuracy", task=None, classes=20):
     figures = {"data": {metric: torch.tensor(accuracies, dtype=torch.float64)}}
     test = {"metric": metric, metric: sum(accuracies) / len(accuracies), "ci95": ci95}
-    return doubts_of_test({"eval": FIVE if task is None else task}, figures, test)
+    return doubts_of_test({"eval": FIVE if task is None else task}, figures, test, classes)
 
 
 def test_scores_that_do_not_depend_on_the_query():
     (said,) = of_test([0.2] * 6, ci95=0.0)
     assert said.startswith("the accuracy of every test episode is exactly 20 %")
+
+
+def test_episodes_that_are_all_of_the_same_classes():
+    (said,) = of_test([0.9, 0.8], classes=5)
+    assert said.startswith("every test episode is of the same 5 classes")
 
 
 def test_a_result_at_chance():
