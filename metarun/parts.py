@@ -215,6 +215,7 @@ def instance(config: Config, key: str, **arguments: Any) -> Any:
     """The object that the `_target_` at `key` names, called with the keys beside it."""
     refuse_foreign_targets(config, key)
     node = at(config, key)
+    refuse_odd_names(node, key)
     for place, _ in targets(node, f"{key}."):
         inside = place.removesuffix("._target_")
         refuse_unsuited(config, inside, arguments if inside == key else {})
@@ -227,13 +228,25 @@ def instance(config: Config, key: str, **arguments: Any) -> Any:
         raise cause from None
 
 
+def refuse_odd_names(node: Any, key: str) -> None:
+    """Raise UserError for a name that no dotted key can have, in a group with a `_target_` in it,
+    however deep."""
+    if isinstance(node, list):
+        for i, inside in enumerate(node):
+            refuse_odd_names(inside, f"{key}.{i}")
+    elif any(targets(node)):
+        for name, inside in node.items():
+            if not isinstance(name, str):
+                raise UserError(f"{key}: {name} is no name of a key: put it in quotes")
+            if "." in name:
+                raise UserError(f"{key}: {name} is no name of a key: write it without a dot")
+            refuse_odd_names(inside, f"{key}.{name}")
+
+
 def refuse_unsuited(config: Config, key: str, arguments: dict[str, Any]) -> None:
     """Raise UserError if what the `_target_` at `key` names does not take the keys beside it, and
     the `arguments`."""
     node = at(config, key)
-    odd = [name for name in node if not isinstance(name, str)]
-    if odd:
-        raise UserError(f"{key}: {odd[0]} is no name of a key: put it in quotes")
     given = {name for name in node if not name.startswith("_")}
     try:
         known = inspect.signature(get_object(node["_target_"]))

@@ -7,7 +7,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import parent_process
+from multiprocessing import current_process, parent_process
 from types import FrameType
 
 from metarun.errors import Interrupted
@@ -86,11 +86,12 @@ class StopSignals:
 
 @contextmanager
 def ends_with_launcher() -> Iterator[None]:
-    """Within this block a process that another one has started for jobs, as joblib does, is asked
-    to stop (SIGTERM) when that one is gone, and ends with the block: there may be more jobs for it,
-    and nobody to hear of them. In any other process this does nothing."""
+    """Within this block a process that joblib has started for jobs is asked to stop (SIGTERM) when
+    the one that joblib is in is gone, and ends with the block: there may be more jobs for it, and
+    nobody to hear of them. In any other process this does nothing: what started it need not be
+    what it works for, as where a fork server did."""
     launcher = parent_process()
-    if launcher is None:
+    if launcher is None or "loky" not in type(current_process()).__module__:
         yield
         return
     left = threading.Event()

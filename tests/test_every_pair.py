@@ -1,4 +1,5 @@
-"""Every algorithm takes two steps on every image data set, in small archives of its layout."""
+"""Every algorithm takes two steps on every image data set, in small archives of its layout, and
+runs on a table of measurements."""
 
 from pathlib import Path
 
@@ -83,3 +84,38 @@ def test_two_steps(root, cache, monkeypatch, data, algo):
         assert next(taken)["loss"].isfinite()
     after = parts.training.algorithm.state_dict()
     assert any((after[name] != tensor).any() for name, tensor in before.items())
+
+
+OF_VECTORS = {
+    "mann": ["sampler.presentations=4"],
+    "reptile": ["sampler.shot=2", "sampler.query=2"],
+}
+MAPS_ALONE = {"relation"}  # it compares feature maps
+
+
+@pytest.fixture(scope="module")
+def measurements(tmp_path_factory) -> Path:
+    """Four numbers of each of eight plants of twenty classes."""
+    random = np.random.default_rng(0)
+    rows = [[c, *random.normal(c % 5, 1, 4).round(4)] for c in range(20) for _ in range(8)]
+    path = tmp_path_factory.mktemp("table") / "plants.csv"
+    lines = ["label,f0,f1,f2,f3", *(",".join(["c" + str(c), *map(str, x)]) for c, *x in rows)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_a_run_on_vectors(metarun, measurements, algo):
+    """It trains, validates and tests, or is refused in one line."""
+    small = "way=3 query=2 sampler.tasks=2 train.steps=2 train.val_every=1 eval.episodes=4"
+    rest = "eval.val_episodes=3 device=cpu tracker=none backbone=mlp backbone.widths=[8,8]"
+    given = ["data=csv", f"data.file={measurements}", f"algo={algo}", *small.split()]
+    given += [*rest.split(), *OF_VECTORS.get(algo, []), "hydra.run.dir=outputs/a"]
+    if algo in MAPS_ALONE:
+        assert "MLP has no flatten" in metarun.error(*given)
+        return
+    metarun.main(*given)
+    results = metarun.results("a")
+    assert results["train"]["steps"] == 2
+    assert results["test"]["episodes"] == 4
+    assert 0 <= results["test"]["accuracy"] <= 1

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import pty
 import signal
@@ -9,7 +10,7 @@ import weakref
 import pytest
 
 from metarun.errors import Interrupted
-from metarun.signals import OF_THE_SYSTEM, SIGNALS, StopSignals
+from metarun.signals import OF_THE_SYSTEM, SIGNALS, StopSignals, ends_with_launcher
 
 
 def handlers():
@@ -193,6 +194,20 @@ def test_a_signal_that_vanishes_between_two_runs_of_a_sweep_stops_the_next():
         with pytest.raises(Interrupted, match="stopped"), StopSignals():
             pytest.fail("the next run has begun")
     assert handlers() == before
+
+
+def in_launchers_block():
+    with ends_with_launcher():
+        pass
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_process_of_somebody_elses_ends_as_it_would(method):
+    """The parent of a fork server's is the server."""
+    process = multiprocessing.get_context(method).Process(target=in_launchers_block)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
 
 
 CLOSED = """

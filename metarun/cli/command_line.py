@@ -56,7 +56,7 @@ def parsed_arguments() -> argparse.Namespace:
     options = [word for word in sys.argv[1:] if word not in given]
     folders = conf_folders(arguments.config_dir)
     if arguments.config_dir:
-        refuse_absurd_files(Path(arguments.config_dir))
+        refuse_absurd_files(Path(arguments.config_dir), given)
     for word in given:
         refuse_absurd(word)
     sweep = arguments.multirun

@@ -333,8 +333,11 @@ def refuse_no_package(arguments: argparse.Namespace) -> None:
         return
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         whole = composed(arguments.overrides, arguments.config_dir)
-    if OmegaConf.select(whole, package) is None:
-        raise UserError(f"--package {package}: the config has no such part")
+    if OmegaConf.select(whole, package) is not None:
+        return
+    if OmegaConf.select(whole, package, default="") is None:
+        raise UserError(f"--package {package}: this is no group, but a key that is null")
+    raise UserError(f"--package {package}: the config has no such part")
 
 
 def refuse_lost_folder() -> None:

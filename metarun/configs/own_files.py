@@ -1,7 +1,8 @@
 """Config files of the person's own, looked at before Hydra reads them: it takes whatever time and
 memory a file asks for."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -11,15 +12,21 @@ from metarun.errors import UserError
 
 LARGEST = 2**20  # bytes of a file
 MOST = 100_000  # values in it, those that stand in several places counted at each
+GROUP = re.compile(r"[+~]*([^/@=]+)")  # that a word of the command line begins with
 
 
-def refuse_absurd_files(folder: Path) -> None:
+def refuse_absurd_files(folder: Path, words: Sequence[str] = ()) -> None:
     """Raise UserError for a file in a group's folder that cannot be read, holds no keys, or holds
-    more than anybody writes: an alias within itself, a thousand brackets within each other."""
-    for group in sorted(path.name for path in conf_folder().iterdir() if path.is_dir()):
-        for path in sorted((folder / group).rglob("*.yaml")):
-            if path.is_file():
-                refuse_absurd_file(path)
+    more than anybody writes: an alias within itself, a thousand brackets within each other.
+
+    The groups are metarun's own, and those that the `words` of the command line name.
+    """
+    groups = {path.name for path in conf_folder().iterdir() if path.is_dir()}
+    groups |= {found[1] for word in words if (found := GROUP.match(word))}
+    inside = (path for path in sorted(folder.glob("*")) if path.name in groups and path.is_dir())
+    for path in (file for group in inside for file in sorted(group.rglob("*.yaml"))):
+        if path.is_file():
+            refuse_absurd_file(path)
 
 
 def refuse_absurd_file(path: Path) -> None:

@@ -3,9 +3,11 @@
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -93,10 +95,14 @@ def stored_before(folder: Path, made_from: dict[str, Any]) -> DataSet | None:
 def sweep(folder: Path) -> None:
     """Remove what `store` has left beside the folder in processes that were killed."""
     for left in folder.parent.glob(f".{escape(folder.name)}.*.tmp"):
-        *_, machine, number, _ = left.name.split(".")
-        old = time.time() - left.stat().st_mtime > LEFT  # whatever machine it was on
-        if old or (machine == this_machine() and not is_alive(int(number))):
-            shutil.rmtree(left, ignore_errors=True)
+        ours = re.fullmatch(rf"\.{re.escape(folder.name)}\.([^.]+)\.(\d+)\.tmp", left.name)
+        if not ours:
+            continue
+        machine, number = ours.groups()
+        with suppress(FileNotFoundError):  # its own process has just moved it
+            old = time.time() - left.stat().st_mtime > LEFT  # whatever machine it was on
+            if old or (machine == this_machine() and not is_alive(int(number))):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def this_machine() -> str:

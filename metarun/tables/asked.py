@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from filelock import FileLock
 
 from metarun.configs.composing import content_of
 from metarun.configs.differences import differences
-from metarun.configs.rules import UNSEEN, nearest, shown
+from metarun.configs.rules import FLOATS, UNSEEN, nearest, shown
 from metarun.errors import UserError
 from metarun.functional.metrics import named
 from metarun.runs import folder as runfolder
@@ -76,8 +75,11 @@ def read(path: Path) -> dict[str, Any]:
             check("table.cells", cell, CELL, optional=("label", "measure"))
             for key in ("paper", "ci95"):
                 value = cell[key] or 0
-                if not math.isfinite(value) or (key == "ci95" and value < 0):
-                    raise UserError(f"table.cells.{key}={value}: it must be finite, ci95 above 0")
+                if not abs(value) <= FLOATS or (key == "ci95" and value < 0):
+                    raise UserError(
+                        f"table.cells.{key} of {cell['experiment']}: it must be finite, at most "
+                        f"{FLOATS:g}, and ci95 at least 0"
+                    )
         named(content["metric"], key="table.metric")
         if not all(isinstance(seed, int) for seed in content["seeds"]):
             raise UserError(f"table.seeds={shown(content['seeds'])}: whole numbers are needed")

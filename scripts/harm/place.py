@@ -10,6 +10,7 @@ from typing import Any
 
 from forked import Outcome, run, shown
 
+from metarun.errors import UserError
 from metarun.runs import checkpoint
 from metarun.tracking import jsonlines
 
@@ -88,7 +89,7 @@ def half_written(folder: Path) -> str | None:
                     return f"{path}: a torn line that is not the last"
             elif path.name == "episodes.csv" and not content.endswith(b"\n"):
                 return f"{path}: a torn line"
-        except Exception as error:
+        except (UserError, ValueError, OSError) as error:
             return f"{path}: {error}"
     return None
 

@@ -59,6 +59,10 @@ PATHS = (
         (["hydra.verbose={a:1}"], "hydra.verbose: true, false, or names of loggers are needed"),
         (["eval.metric=[1,2]"], "eval.metric=[1, 2]: choose one of accuracy"),
         (["--cfg", "job", "--package", "x.y"], "--package x.y: the config has no such part"),
+        (
+            ["--cfg", "job", "--package", "checkpoint"],
+            "--package checkpoint: this is no group, but a key that is null",
+        ),
     ],
 )
 def test_refused_at_once(metarun, typed, said):
@@ -130,7 +134,19 @@ def test_a_very_long_value_is_cut(metarun):
         (
             "augment/mine",
             "{_target_: metarun.augment.sequence.Sequence, 5: x}",
-            "augment: 5 is no name of a key",
+            "augment: 5 is no name of a key: put it in quotes",
+        ),
+        (
+            "augment/mine",
+            "{_target_: metarun.augment.sequence.Sequence, "
+            "a.b: {_target_: metarun.augment.crop.PaddedCrop, padding: 4}}",
+            "augment: a.b is no name of a key: write it without a dot",
+        ),
+        (
+            "augment/mine",
+            "{c: {a.b: {_target_: metarun.augment.crop.PaddedCrop, padding: 4}}, "
+            "_target_: metarun.augment.sequence.Sequence}",
+            "augment.c: a.b is no name of a key: write it without a dot",
         ),
         ("table/mine", "{cells: [{5: x}]}", "table.title: it cannot be left out"),
         ("table/mine", f"a: {5_000 * '7'}", "it cannot be read"),
@@ -143,14 +159,24 @@ def test_files_of_ones_own(metarun, path, text, said):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("paper", ".nan"), ("ci95", "-1"), ("ci95", ".inf"), ("paper", "x")]
+    ("key", "value", "said"),
+    [
+        ("paper", ".nan", " of a: it must be finite"),
+        ("ci95", "-1", "and ci95 at least 0"),
+        ("ci95", ".inf", " of a: it must be finite"),
+        ("paper", "x", "=x: a number or null is needed"),
+        ("paper", 400 * "7", "it must be finite, at most 3.4e+38"),
+        ("ci95", "-0x" + 5_000 * "f", "it must be finite, at most 3.4e+38"),
+    ],
 )
-def test_a_tables_figures(metarun, key, value):
+def test_a_tables_figures(metarun, key, value, said):
     figures = {"paper": "50.0", "ci95": "null"} | {key: value}
     cell = f"{{experiment: a, paper: {figures['paper']}, ci95: {figures['ci95']}, read_in: x}}"
     text = f"{{title: x, source: x, data: x, metric: accuracy, seeds: [0], cells: [{cell}]}}"
     conf = own(metarun, "table/mine.yaml", text)
-    assert f"table.cells.{key}=" in metarun.error(*conf, "table=mine")
+    told = metarun.error(*conf, "table=mine")
+    assert f"table.cells.{key}" in told
+    assert said in told
 
 
 def own(metarun, path, text):

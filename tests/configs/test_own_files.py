@@ -49,6 +49,15 @@ def test_read(tmp_path, put, content):
     refuse_absurd_files(tmp_path)
 
 
+@pytest.mark.parametrize("word", ["+mine=l", "mine=l", "+mine/in@way=l", "++mine@x=l"])
+def test_a_group_that_is_asked_for(tmp_path, put, word):
+    """Whether or not metarun has one of that name."""
+    put(LAUGHS, group="mine")
+    refuse_absurd_files(tmp_path, ["way=5", "=", "../mine=l", f"{500 * 'a'}=l"])
+    with pytest.raises(UserError, match=r"mine\.yaml: it holds too much"):
+        refuse_absurd_files(tmp_path, ["way=5", word])
+
+
 def test_other_files_are_nobodys_business(tmp_path, put):
     """A folder of configs may hold more than that."""
     put("[", group="notes")

@@ -272,7 +272,7 @@ def test_classes_that_differ_only_in_their_form_are_refused(tmp_path):
 
 def test_a_header_that_claims_more_than_any_memory(tmp_path):
     header = io.BytesIO()
-    shape = {"descr": "<f4", "fortran_order": False, "shape": (10**13, 1)}
+    shape = {"descr": "<f4", "fortran_order": False, "shape": (10**16, 1)}
     np.lib.format.write_array_header_1_0(header, shape)
     path = stored(tmp_path, y=Y)
     with zipfile.ZipFile(path, "a") as archive:

@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,6 +128,20 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
     os.utime(tmp_path / ".f.other.1.tmp", (1, 1))
     features.store(tmp_path / "f", some_splits(), MADE_FROM)
     assert {path.name for path in tmp_path.iterdir()} == {*left[2:], "f"}
+
+
+def test_what_others_have_beside_it_stays(tmp_path, monkeypatch):
+    """However old it is, and whatever it is called."""
+    here, dead = features.this_machine(), 2**22 + 1
+    names = [".f.old.tmp", f".f.{here}.x.tmp", f".f.a.b.{dead}.tmp", f".fg.{here}.{dead}.tmp"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (1, 1))
+    features.sweep(tmp_path / "f")
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+    there = f".f.{here}.{dead}.tmp"  # but moved before it is looked at
+    monkeypatch.setattr(Path, "glob", lambda *given: [tmp_path / there])
+    features.sweep(tmp_path / "f")
 
 
 def test_features_that_are_there_already(tmp_path):

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+if sys.platform != "linux":
+    pytest.skip("the forks of a run need what Linux alone has", allow_module_level=True)
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import faults  # noqa: E402
@@ -74,6 +77,16 @@ def test_half_written(tmp_path):
         (tmp_path / name).write_bytes(whole)
     (tmp_path / "metrics.jsonl").write_text('{"st\n{"step": 2}\n')
     assert "a torn line" in place.half_written(tmp_path)
+
+
+def test_a_mistake_of_ours_is_no_half_written_file(tmp_path, monkeypatch):
+    def mistaken(path):
+        raise AttributeError("load")
+
+    monkeypatch.setattr(checkpoint, "load", mistaken)
+    (tmp_path / "last.pt").touch()
+    with pytest.raises(AttributeError):
+        place.half_written(tmp_path)
 
 
 def test_numbers(tmp_path):

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+if sys.platform != "linux":
+    pytest.skip("the forks of a run need what Linux alone has", allow_module_level=True)
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import fuzz  # noqa: E402

@@ -98,9 +98,10 @@ def find_classes(folder: Path, depth: Depth = None) -> Found:
         loose += [path for name in found if levels(name) < depth for path in found[name]]
         found = at_depth(found, depth)
     if not found:
+        folders, deepest = max((len(p.relative_to(folder).parts) - 1, p) for p in loose)
         raise UserError(
-            f"data.depth={depth}: no picture below {folder} lies in so many folders; {loose[0]} is "
-            f"in {max(levels(path.parent.relative_to(folder).as_posix()) for path in loose)}"
+            f"data.depth={depth}: no picture below {folder} lies in so many folders; {deepest} is "
+            f"in {folders}"
         )
     classes = dict(zip(names_in_one_form(found), found.values(), strict=True))
     return Found(classes, loose, sorted(others), empty)

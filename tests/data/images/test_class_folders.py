@@ -1,6 +1,7 @@
 """Trees of folders: what is read, and what can be read in two ways."""
 
 import json
+import re
 
 import pytest
 
@@ -74,6 +75,16 @@ def test_what_lies_above_the_depth_is_told(tmp_path):
     assert said.startswith("left out 3 pictures in no class folder: ")
     with pytest.raises(UserError, match=r"data\.depth=3: no picture below .* in so many .* in 2"):
         load(tmp_path, depth=3)
+
+
+def test_the_deepest_picture_is_named(tmp_path):
+    fill(tmp_path, ["cat", "dog"])
+    paint(tmp_path / "root.png", (200, 0, 0))
+    with pytest.raises(UserError) as refused:
+        load(tmp_path, depth=2)
+    said = re.search(r"; (.*) is in (\d)$", str(refused.value))
+    assert said[1].startswith(f"{tmp_path}/dog/")
+    assert said[2] == "1"
 
 
 def test_split_folders_of_several_depths(tmp_path):
