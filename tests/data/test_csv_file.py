@@ -366,3 +366,9 @@ def test_from_the_command_line(metarun, capsys):
     assert 0.25 < results["test"]["accuracy"] < 0.45
     assert results["data"]["features"] == ["f"]
     assert results["data"]["split"] == "at random by data.split_seed=0"
+
+
+def test_labels_in_two_spellings_are_told_across_splits(tmp_path):
+    lines = ["klee,1.5,train", "Klee,2.5,test", "moos,3.5,val"]
+    (said,) = load(written(tmp_path / "t.csv", "label,f,split", *lines)).facts()["doubts"]
+    assert said == "'klee' and 'Klee' differ in capitals alone: they are read as two classes"
