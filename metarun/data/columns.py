@@ -5,6 +5,7 @@ It depends on the names of the columns and on what all rows have there, never on
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -30,6 +31,7 @@ MANY = 10  # rows in which a measurement in whole numbers is not always another 
 ID = re.compile(r"(?i:(^|[-_ .])(id|idx|index|uid|uuid|nr|no|#)$)|[a-z]I[dD]$")
 FOLDS = ("fold", "folds", "kfold", "cv", "cvfold")
 DATES = ("date", "datetime", "timestamp")
+NO_TEXTS = ("null", "true", "false", "nan", "inf")  # to Hydra
 SECONDS = (9.4e8, 2.2e9)  # Unix time from 1999 to 2039
 
 
@@ -66,7 +68,7 @@ def places_of(path: Path, header: Sequence[str], asked: Asked) -> dict[str, int]
         if len(found) > 1:
             both = " and ".join(repr(header[i]) for i in found)
             likely = header[min(found, key=lambda i: names.index(folded(header[i])))]
-            key = f"data.label={likely}" if role == "label" else "data.exclude=[NAME]"
+            key = naming("data.label", likely) if role == "label" else "data.exclude=[NAME]"
             raise UserError(f"{path}: {both} can both be the {role}: {key} says which is which")
         if found:
             places[role] = found[0]
@@ -75,7 +77,7 @@ def places_of(path: Path, header: Sequence[str], asked: Asked) -> dict[str, int]
         raise UserError(
             f"{path} has no column label, only {few(list(header)) or 'nothing'}: "
             + (f"is {near!r} meant? " if near else "")
-            + f"data.label={near or 'NAME'} says which column has the classes"
+            + f"{naming('data.label', near or 'NAME')} says which column has the classes"
         )
     return places
 
@@ -108,7 +110,8 @@ def read(path: Path, asked: Asked) -> Table:
         name = header[places["path"]]
         raise UserError(
             f"{path}: column {name!r} may have paths of pictures, but there are columns of numbers "
-            f"beside: data.columns=[{name}] takes the pictures, data.exclude=[{name}] the numbers"
+            f"beside: {naming_one('data.columns', name)} takes the pictures, "
+            f"{naming_one('data.exclude', name)} the numbers"
         )
     if not measured:
         raise UserError(
@@ -184,7 +187,7 @@ class Measurements(NamedTuple):
             raise UserError(
                 f"{self.path}, line {self.lines[wrong[0]]}: {texts[wrong[0]]!r} in column {name} "
                 f"is not a finite number, as other rows have there: mend it, or leave the column "
-                f"out: data.exclude=[{name}]"
+                f"out: {naming_one('data.exclude', name)}"
             )
         return values
 
@@ -212,7 +215,7 @@ class Measurements(NamedTuple):
             if like:
                 raise UserError(
                     f"{self.path}: is column {name!r} the {role}? Then call it {role}; else leave "
-                    f"it out: data.exclude=[{name}]"
+                    f"it out: {naming_one('data.exclude', name)}"
                 )
 
     def doubt_measurement(self, name: str, values: np.ndarray, place: np.ndarray) -> None:
@@ -221,8 +224,8 @@ class Measurements(NamedTuple):
         if whole and count >= MANY and len(np.unique(values)) == count:
             raise UserError(
                 f"{self.path}: column {name!r} has another whole number in each of the {count} "
-                f"rows, as an id has: data.exclude=[{name}] leaves it out, data.columns=['*'] "
-                "takes all columns of numbers"
+                f"rows, as an id has: {naming_one('data.exclude', name)} leaves it out, "
+                "data.columns=['*'] takes all columns of numbers"
             )
         if len(np.unique(values)) > 1 and decided_by_class(values, place):
             doubt(f"column {name!r} has one value in all rows of a class")
@@ -298,6 +301,20 @@ def matching(path: Path, header: Sequence[str], patterns: Sequence[str], key: st
             )
         found |= set(places)
     return found
+
+
+def naming(key: str, name: str, list_of: str = "{}") -> str:
+    """`key=name` as a person can type it; in quotes where Hydra or the shell need some."""
+    if re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) and name.lower() not in NO_TEXTS:
+        return f"{key}={list_of.format(name)}"
+    # Backslashes count as such but before a quote.
+    escaped = re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + m[2].replace('"', r"\""), name)
+    return shlex.quote(f"{key}={list_of}".format(f'"{escaped}"'))
+
+
+def naming_one(key: str, name: str) -> str:
+    """The same where the key takes a list of names."""
+    return naming(key, name, "[{}]")
 
 
 def nearest(header: Sequence[str], names: Sequence[str]) -> str | None:
