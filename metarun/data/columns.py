@@ -32,6 +32,8 @@ ID = re.compile(r"(?i:(^|[-_ .])(id|idx|index|uid|uuid|nr|no|#)$)|[a-z]I[dD]$")
 FOLDS = ("fold", "folds", "kfold", "cv", "cvfold")
 DATES = ("date", "datetime", "timestamp")
 NO_TEXTS = ("null", "true", "false", "nan", "inf")  # to Hydra
+# 16.514,12 and 16,514.12 and 16'514; or 16,5.
+MARKED = r"[-+]?(\d{1,3}([.,'’ \u00a0\u202f]\d{3})+([.,]\d+)?|\d+,\d+)"
 SECONDS = (9.4e8, 2.2e9)  # Unix time from 1999 to 2039
 
 
@@ -181,6 +183,7 @@ class Measurements(NamedTuple):
             texts = self.with_points(name, texts)
         values = np.array([number(text) for text in texts])
         wrong = np.flatnonzero(np.isnan(values))
+        self.refuse_marks(name, [texts[i] for i in wrong.tolist()], len(values))
         if len(wrong) * 2 >= len(values):
             return None
         if len(wrong):
@@ -190,6 +193,18 @@ class Measurements(NamedTuple):
                 f"out: {naming_one('data.exclude', name)}"
             )
         return values
+
+    def refuse_marks(self, name: str, wrong: Sequence[str], count: int) -> None:
+        """Raise UserError when the `wrong` texts, of `count`, hold numbers with marks of thousands,
+        or with decimal commas that are none here, and most of the column is numbers."""
+        marked = [text for text in wrong if re.fullmatch(MARKED, text)]
+        if marked and (count - len(wrong) + len(marked)) * 2 > count:
+            comma = " or comma" if self.decimal_commas else ""
+            raise UserError(
+                f"{self.path}: column {name!r} has {marked[0]!r}: write its numbers without marks "
+                f"of thousands and with a decimal point{comma}, such as 16514.12, or leave it out: "
+                f"{naming_one('data.exclude', name)}"
+            )
 
     def with_points(self, name: str, texts: Sequence[str]) -> list[str]:
         """The texts with points for decimal commas; UserError when there are both."""

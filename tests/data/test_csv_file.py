@@ -1,40 +1,14 @@
-import csv
 import os
 import random
-import shlex
 import unicodedata
 
-import numpy as np
 import pytest
 import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from metarun.data import csv_file
 from metarun.errors import UserError
-
-OPTIONS = {
-    "root": None,
-    "size": 8,
-    "grey": False,
-    "range": None,
-    "label": None,
-    "columns": None,
-    "exclude": [],
-    "min_examples": 0,
-    "split_file": None,
-    "fractions": [0.6, 0.2, 0.2],
-    "split_seed": 0,
-}
-
-
-def load(path, **changes):
-    return csv_file.load(str(path), **{**OPTIONS, **changes})
-
-
-def written(path, *lines):
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return path
+from tests.data.tables import load, rows_of, written
 
 
 def paint(path, colour):
@@ -205,12 +179,6 @@ def test_no_table(tmp_path):
         load(tmp_path / "latin.csv")
 
 
-def rows_of(noise=8, classes=5):
-    """(class, number): numbers as measured, with fractions."""
-    draw = np.random.default_rng(0)
-    return [(f"c{i // noise}", f"{draw.normal():.3f}") for i in range(noise * classes)]
-
-
 @pytest.mark.parametrize("shuffled", [False, True])
 @pytest.mark.parametrize(
     ("name", "value", "why"),
@@ -375,32 +343,3 @@ def test_labels_in_two_spellings_are_told_across_splits(tmp_path):
     lines = ["klee,1.5,train", "Klee,2.5,test", "moos,3.5,val"]
     (said,) = load(written(tmp_path / "t.csv", "label,f,split", *lines)).facts()["doubts"]
     assert said == "'klee' and 'Klee' differ in capitals alone: they are read as two classes"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "n",
-        "Blattbreite (mm)",
-        "größe",
-        "a[1],b",
-        "it's",
-        'the "n"',
-        "null",
-        "1e3",
-        "a\\b$HOME",
-        "=x",
-    ],
-)
-def test_the_printed_way_out_can_be_typed(tmp_path, name):
-    """Through the shell and Hydra the column that is asked about is left out."""
-    with (tmp_path / "t.csv").open("w", newline="", encoding="utf-8") as file:
-        ids = [(7 * i + i % 3, x, label) for i, (label, x) in enumerate(rows_of())]
-        csv.writer(file).writerows([(name, "f", "label"), *ids])
-    with pytest.raises(UserError) as refused:
-        load(tmp_path / "t.csv")
-    said = str(refused.value)
-    (typed,) = shlex.split(said[: said.index(" leaves it out")].partition("has: ")[2])
-    (read,) = OverridesParser.create().parse_overrides([typed])
-    exclude = [str(one) for one in read.value()]
-    assert load(tmp_path / "t.csv", exclude=exclude).facts()["left_out"] == {name: "data.exclude"}
