@@ -30,7 +30,12 @@ NEAR = 0.8  # likeness of a name to one of these, from which it may be a slip
 MANY = 10  # rows in which a measurement in whole numbers is not always another one
 ID = re.compile(r"(?i:(^|[-_ .])(id|idx|index|uid|uuid|nr|no|#)$)|[a-z]I[dD]$")
 FOLDS = ("fold", "folds", "kfold", "cv", "cvfold")
-DATES = ("date", "datetime", "timestamp")
+DATES = re.compile(
+    r"(date|datum|fecha)([/+]?(time|uhrzeit|zeit|hora))?|timestamp|zeitstempel"
+    r"|(created|updated|modified|recorded)(at|on)"
+)
+OF_DATES = {"date", "datum", "fecha", "time", "datetime"}  # words in names of Excel's days
+EXCELS = (30000, 60000)  # its days from 1982 to 2064
 NO_TEXTS = ("null", "true", "false", "nan", "inf")  # to Hydra
 # 16.514,12 and 16,514.12 and 16'514; or 16,5.
 MARKED = r"[-+]?(\d{1,3}([.,'’ \u00a0\u202f]\d{3})+([.,]\d+)?|\d+,\d+)"
@@ -257,7 +262,9 @@ def no_measurement(name: str, values: np.ndarray, place: np.ndarray) -> str | No
         return "row index"
     if folded(name) in FOLDS and whole:
         return "folds"
-    if folded(name) in DATES or (whole and different > 1 and are_times(values)):
+    if DATES.fullmatch(folded(name)) or (whole and different > 1 and are_times(values)):
+        return "dates or times"
+    if whole and names_dates(name) and EXCELS[0] <= values.min() and values.max() <= EXCELS[1]:
         return "dates or times"
     if ID.search(name) and whole:
         return "an id"
@@ -279,6 +286,12 @@ def are_times(values: np.ndarray) -> bool:
         if SECONDS[0] * unit <= low and high <= SECONDS[1] * unit:
             return True
     return low >= 19000101 and high <= 21001231 and all(map(is_date, np.unique(values)))
+
+
+def names_dates(name: str) -> bool:
+    """Whether a word of the name says that there are dates, as in sampling_date or Funddatum."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return any(w.lower() in OF_DATES or w.lower().endswith("datum") for w in words)
 
 
 def is_date(value: float) -> bool:

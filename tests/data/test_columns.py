@@ -69,3 +69,19 @@ def test_what_is_no_number_with_marks(tmp_path, text):
     lines = [f"{text};{x};{label}" for label, x in rows_of()]
     facts = load(written(tmp_path / "t.csv", "note;f;label", *lines)).facts()
     assert facts["left_out"] == {"note": "no numbers" if text else "empty"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("candidates", lambda i: 45000 + i * i % 91),
+        ("weight", lambda i: 45000 + i * i % 91),
+        ("time", lambda i: 25000 + i * i % 91),
+        ("time_ms", lambda i: 45000 + i * i % 91 + 0.5),
+        ("reaction_time", lambda i: 300 + i * i % 91),
+    ],
+)
+def test_what_only_looks_like_dates(tmp_path, name, value):
+    lines = [f"{value(i)},{x},{label}" for i, (label, x) in enumerate(rows_of())]
+    facts = load(written(tmp_path / "t.csv", f"{name},f,label", *lines)).facts()
+    assert facts["features"] == [name, "f"]

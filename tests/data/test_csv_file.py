@@ -8,7 +8,7 @@ from PIL import Image
 
 from metarun.data import csv_file
 from metarun.errors import UserError
-from tests.data.tables import load, rows_of, written
+from tests.data.tables import OPTIONS, load, rows_of, written
 
 
 def paint(path, colour):
@@ -191,6 +191,13 @@ def test_no_table(tmp_path):
         ("ImageID", lambda i: 7 * i + i % 3, "an id"),
         ("class_number", lambda i: 4 - i // 8, "a copy of the label"),
         ("Timestamp", lambda i: i / 7, "dates or times"),
+        ("Datum", lambda i: i / 7, "dates or times"),
+        ("Datum/Zeit", lambda i: i / 7, "dates or times"),
+        ("created_at", lambda i: i / 7, "dates or times"),
+        ("Funddatum", lambda i: 45000 + i * i % 91, "dates or times"),
+        ("Fecha de muestreo", lambda i: 45000 + i * i % 91, "dates or times"),
+        ("samplingDate", lambda i: 30000 + i * i % 91, "dates or times"),
+        ("Time (local)", lambda i: 60000 - i * i % 91, "dates or times"),
         ("taken", lambda i: 1.6e9 + 977 * (i % 9), "dates or times"),
         ("on", lambda i: 20240130 + i % 2, "dates or times"),
         ("seen", lambda i: f"2024-01-{i % 28 + 1:02}", "no numbers"),
