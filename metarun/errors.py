@@ -25,7 +25,7 @@ class Unsuited(UserError):
     key of the config, IMAGES or NOTHING."""
 
     def __init__(self, what: str, ways: Mapping[str, str]):
-        super().__init__(f"{what}: {', or '.join(ways.values())}")
+        super().__init__(f"{what}: {', or '.join(ways.values())}" if ways else what)
         self.what, self.ways = what, ways
 
     def __reduce__(self) -> tuple[type, tuple[str]]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
+from functools import partial
 from secrets import token_hex
 from typing import Any, NamedTuple
 
@@ -83,7 +84,8 @@ def build(config: Config) -> Parts:
     plan, protocol = Plan(**config["train"]), protocol_of(config, data)
     training_too = config["mode"] == "train"
     suitability.check_data(
-        data, get_object(config["algo"]["_target_"]), sampler, protocol, plan, training_too
+        *(data, get_object(config["algo"]["_target_"]), sampler, protocol, plan, training_too),
+        there=partial(is_taken, config),
     )
     augment = instance(config, "augment") if config["augment"] and training_too else None
     suitability.refuse_unsuited_augmentation(augment, data)

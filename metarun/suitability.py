@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, get_type_hints
 
@@ -16,7 +16,7 @@ from metarun.configs.rules import conf_folder, shown
 from metarun.data.kinds import KINDS
 from metarun.data.mixture import Mixture
 from metarun.episodes import Episodes
-from metarun.errors import UserError
+from metarun.errors import Unsuited, UserError
 from metarun.functional.metrics import VALUES
 from metarun.interfaces import Algorithm, Data, Sampler
 from metarun.samplers.functions import Functions
@@ -29,14 +29,27 @@ from metarun.training.step import refuse_chunks, refuse_ranks
 
 
 def check_data(
-    data: Data, algorithm: Any, sampler: Sampler, protocol: Protocol, plan: Plan, training: bool
+    data: Data,
+    algorithm: Any,
+    sampler: Sampler,
+    protocol: Protocol,
+    plan: Plan,
+    training: bool,
+    there: Callable[[str], bool],
 ) -> None:
-    """Refuse data that the class `algorithm`, the samplers or the plan cannot use."""
+    """Refuse data that the class `algorithm`, the samplers or the plan cannot use; keys that are
+    not `there` are no way out."""
     refuse_another_kind(data, algorithm, sampler, protocol)
     if training:
         refuse_another_batch(algorithm, sampler)
     refuse_unsuited_plan(data, plan)
-    refuse_impossible_tasks(data, sampler, protocol, plan, training)
+    try:
+        refuse_impossible_tasks(data, sampler, protocol, plan, training)
+    except Unsuited as error:
+        by_chance = getattr(data, "told", {}).get("split", "").startswith("at random")
+        fractions = by_chance and enough_classes(data, sampler, protocol)
+        ways = {"data.fractions": fractions and there("data.fractions")}
+        raise error.among(lambda need: ways.get(need, not need or there(need))) from None
 
 
 def check_training(
@@ -125,10 +138,20 @@ def refuse_impossible_tasks(
             several: Any = outline.each() if isinstance(outline, Mixture) else {"": outline}
             for source in several.values():
                 protocol.sampler.check(source)
+        except Unsuited as error:
+            put = str if split == "train" else in_test
+            ways = {need: put(way) for need, way in error.ways.items()}
+            raise Unsuited(f"{split} split: {put(error.what)}", ways) from None
         except UserError as error:
             told = str(error) if split == "train" else in_test(str(error))
             raise UserError(f"{split} split: {told}") from None
     refuse_other_than_own(data, protocol)
+
+
+def enough_classes(data: Data, sampler: Sampler, protocol: Protocol) -> bool:
+    """Whether the splits together have as many classes as a task of each needs."""
+    count = sum(len(getattr(outline, "classes", ())) for outline in data.outlines.values())
+    return count >= getattr(sampler, "way", protocol.way) + 2 * protocol.way
 
 
 def in_test(advice: str) -> str:

@@ -128,3 +128,30 @@ def test_pictures_read_otherwise_than_in_the_training_are_doubted(metarun):
         "the model was trained on pictures of data.size=16, and this is data.size=20"
     ]
     assert not metarun.run("name=c", *model)["data"]["doubts"]
+
+
+def test_own_classes_that_are_too_few_or_too_small(metarun, stored):
+    """The keys of the data are advised where it has them and they can help."""
+    options = stored((6,))
+    short = ["backbone=identity", "train.steps=0", "eval.episodes=2"]
+    few = "way=3, but the split has only 2 classes: lower way to 2"
+    said = metarun.error(*options, "way=3", "shot=1")
+    assert said == f"val split: {few}, or give the split more of the classes by data.fractions"
+    metarun.main(*options, "way=3", "shot=1", "data.fractions=[0.4,0.3,0.3]", *short)
+    said = metarun.error(*options, "way=5", "shot=1")  # 12 classes are too few for it
+    assert said.endswith("lower way to 2")
+    said = metarun.error(*options, "shot=7")
+    assert said.endswith("has 9 examples, but shot=7 and query=3 need 10: lower one of them")
+    np.savez(
+        metarun.folder / "x.npz",
+        x=np.random.default_rng(0).normal(size=(110, 6)).astype(np.float32),
+        y=np.array([*np.arange(108) // 9, 12, 12]),
+        split=np.repeat(["train", "val", "test", "train"], [54, 27, 27, 2]),
+    )
+    said = metarun.error(*options, "shot=1")
+    assert said == (
+        "train split: class '12' has 2 examples, but shot=1 and query=3 need 4: lower one of them, "
+        "or leave out small classes by data.min_examples=4"
+    )
+    said = metarun.error(*options, "shot=1", "way=4", "data.min_examples=4")
+    assert said.endswith("lower way to 3"), "the split is not drawn"

@@ -28,7 +28,7 @@ from metarun.data.store import SPLITS, DataSet, prepare, refuse_shared_classes
 from metarun.data.told import doubt, tell
 from metarun.errors import UserError
 
-FORMAT = "2"  # of what is prepared below; a change to it needs a new number
+FORMAT = "3"  # of what is prepared below; a change to it needs a new number
 # What arrays are called, however that is written.
 EXAMPLES = ("x", "images", "features", "data", "image", "inputs", "embeddings")
 LABELS = ("y", "labels", "label", "target", "targets", "classes", "class")

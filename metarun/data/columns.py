@@ -5,6 +5,7 @@ It depends on the names of the columns and on what all rows have there, never on
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -29,7 +30,15 @@ NEAR = 0.8  # likeness of a name to one of these, from which it may be a slip
 MANY = 10  # rows in which a measurement in whole numbers is not always another one
 ID = re.compile(r"(?i:(^|[-_ .])(id|idx|index|uid|uuid|nr|no|#)$)|[a-z]I[dD]$")
 FOLDS = ("fold", "folds", "kfold", "cv", "cvfold")
-DATES = ("date", "datetime", "timestamp")
+DATES = re.compile(
+    r"(date|datum|fecha)([/+]?(time|uhrzeit|zeit|hora))?|timestamp|zeitstempel"
+    r"|(created|updated|modified|recorded)(at|on)"
+)
+OF_DATES = {"date", "datum", "fecha", "time", "datetime"}  # words in names of Excel's days
+EXCELS = (30000, 60000)  # its days from 1982 to 2064
+NO_TEXTS = ("null", "true", "false", "nan", "inf")  # to Hydra
+# 16.514,12 and 16,514.12 and 16'514; or 16,5.
+MARKED = r"[-+]?(\d{1,3}([.,'’ \u00a0\u202f]\d{3})+([.,]\d+)?|\d+,\d+)"
 SECONDS = (9.4e8, 2.2e9)  # Unix time from 1999 to 2039
 
 
@@ -66,7 +75,7 @@ def places_of(path: Path, header: Sequence[str], asked: Asked) -> dict[str, int]
         if len(found) > 1:
             both = " and ".join(repr(header[i]) for i in found)
             likely = header[min(found, key=lambda i: names.index(folded(header[i])))]
-            key = f"data.label={likely}" if role == "label" else "data.exclude=[NAME]"
+            key = naming("data.label", likely) if role == "label" else "data.exclude=[NAME]"
             raise UserError(f"{path}: {both} can both be the {role}: {key} says which is which")
         if found:
             places[role] = found[0]
@@ -75,7 +84,7 @@ def places_of(path: Path, header: Sequence[str], asked: Asked) -> dict[str, int]
         raise UserError(
             f"{path} has no column label, only {few(list(header)) or 'nothing'}: "
             + (f"is {near!r} meant? " if near else "")
-            + f"data.label={near or 'NAME'} says which column has the classes"
+            + f"{naming('data.label', near or 'NAME')} says which column has the classes"
         )
     return places
 
@@ -108,7 +117,8 @@ def read(path: Path, asked: Asked) -> Table:
         name = header[places["path"]]
         raise UserError(
             f"{path}: column {name!r} may have paths of pictures, but there are columns of numbers "
-            f"beside: data.columns=[{name}] takes the pictures, data.exclude=[{name}] the numbers"
+            f"beside: {naming_one('data.columns', name)} takes the pictures, "
+            f"{naming_one('data.exclude', name)} the numbers"
         )
     if not measured:
         raise UserError(
@@ -178,15 +188,28 @@ class Measurements(NamedTuple):
             texts = self.with_points(name, texts)
         values = np.array([number(text) for text in texts])
         wrong = np.flatnonzero(np.isnan(values))
+        self.refuse_marks(name, [texts[i] for i in wrong.tolist()], len(values))
         if len(wrong) * 2 >= len(values):
             return None
         if len(wrong):
             raise UserError(
                 f"{self.path}, line {self.lines[wrong[0]]}: {texts[wrong[0]]!r} in column {name} "
                 f"is not a finite number, as other rows have there: mend it, or leave the column "
-                f"out: data.exclude=[{name}]"
+                f"out: {naming_one('data.exclude', name)}"
             )
         return values
+
+    def refuse_marks(self, name: str, wrong: Sequence[str], count: int) -> None:
+        """Raise UserError when the `wrong` texts, of `count`, hold numbers with marks of thousands,
+        or with decimal commas that are none here, and most of the column is numbers."""
+        marked = [text for text in wrong if re.fullmatch(MARKED, text)]
+        if marked and (count - len(wrong) + len(marked)) * 2 > count:
+            comma = " or comma" if self.decimal_commas else ""
+            raise UserError(
+                f"{self.path}: column {name!r} has {marked[0]!r}: write its numbers without marks "
+                f"of thousands and with a decimal point{comma}, such as 16514.12, or leave it out: "
+                f"{naming_one('data.exclude', name)}"
+            )
 
     def with_points(self, name: str, texts: Sequence[str]) -> list[str]:
         """The texts with points for decimal commas; UserError when there are both."""
@@ -212,7 +235,7 @@ class Measurements(NamedTuple):
             if like:
                 raise UserError(
                     f"{self.path}: is column {name!r} the {role}? Then call it {role}; else leave "
-                    f"it out: data.exclude=[{name}]"
+                    f"it out: {naming_one('data.exclude', name)}"
                 )
 
     def doubt_measurement(self, name: str, values: np.ndarray, place: np.ndarray) -> None:
@@ -221,8 +244,8 @@ class Measurements(NamedTuple):
         if whole and count >= MANY and len(np.unique(values)) == count:
             raise UserError(
                 f"{self.path}: column {name!r} has another whole number in each of the {count} "
-                f"rows, as an id has: data.exclude=[{name}] leaves it out, data.columns=['*'] "
-                "takes all columns of numbers"
+                f"rows, as an id has: {naming_one('data.exclude', name)} leaves it out, "
+                "data.columns=['*'] takes all columns of numbers"
             )
         if len(np.unique(values)) > 1 and decided_by_class(values, place):
             doubt(f"column {name!r} has one value in all rows of a class")
@@ -239,7 +262,9 @@ def no_measurement(name: str, values: np.ndarray, place: np.ndarray) -> str | No
         return "row index"
     if folded(name) in FOLDS and whole:
         return "folds"
-    if folded(name) in DATES or (whole and different > 1 and are_times(values)):
+    if DATES.fullmatch(folded(name)) or (whole and different > 1 and are_times(values)):
+        return "dates or times"
+    if whole and names_dates(name) and EXCELS[0] <= values.min() and values.max() <= EXCELS[1]:
         return "dates or times"
     if ID.search(name) and whole:
         return "an id"
@@ -261,6 +286,12 @@ def are_times(values: np.ndarray) -> bool:
         if SECONDS[0] * unit <= low and high <= SECONDS[1] * unit:
             return True
     return low >= 19000101 and high <= 21001231 and all(map(is_date, np.unique(values)))
+
+
+def names_dates(name: str) -> bool:
+    """Whether a word of the name says that there are dates, as in sampling_date or Funddatum."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return any(w.lower() in OF_DATES or w.lower().endswith("datum") for w in words)
 
 
 def is_date(value: float) -> bool:
@@ -298,6 +329,20 @@ def matching(path: Path, header: Sequence[str], patterns: Sequence[str], key: st
             )
         found |= set(places)
     return found
+
+
+def naming(key: str, name: str, list_of: str = "{}") -> str:
+    """`key=name` as a person can type it; in quotes where Hydra or the shell need some."""
+    if re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) and name.lower() not in NO_TEXTS:
+        return f"{key}={list_of.format(name)}"
+    # Backslashes count as such but before a quote.
+    escaped = re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + m[2].replace('"', r"\""), name)
+    return shlex.quote(f"{key}={list_of}".format(f'"{escaped}"'))
+
+
+def naming_one(key: str, name: str) -> str:
+    """The same where the key takes a list of names."""
+    return naming(key, name, "[{}]")
 
 
 def nearest(header: Sequence[str], names: Sequence[str]) -> str | None:

@@ -1,6 +1,6 @@
 """What looks odd about examples once they are read: told, or refused if no result can be right."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from metarun.errors import UserError
 
 DWARFS = 1000  # times as far from the middle as nine of ten values, or as the other columns are
 ENOUGH = 20  # examples from which it makes sense to speak of nine of ten
-NAMED = 3  # columns in one message
+NAMED = 3  # columns or pairs of classes in one message
 FAINT = 8  # grey levels of 255
 LOOKED_AT = 10**8  # numbers at most
 
@@ -44,6 +44,28 @@ def look(splits: Mapping[str, Split]) -> None:
     numbers = [s.x for s in splits.values() if s.kind == "vectors" and len(s.x)]
     if numbers:
         look_at_numbers(torch.cat(numbers).float())
+
+
+def look_at_names(classes: Iterable[str]) -> None:
+    """Tell of classes whose names are but two spellings of one."""
+    first: dict[str, str] = {}
+    pairs = []
+    for name in dict.fromkeys(classes):
+        # Letters are classes of their own, small and capital.
+        if len(name.rpartition("/")[2]) > 1:
+            other = first.setdefault("".join(name.casefold().split()), name)
+            pairs += [(other, name)] if other != name else []
+    if not pairs:
+        return
+    signs = {
+        "capitals": any("".join(a.split()) != "".join(b.split()) for a, b in pairs),
+        "blanks": any(a.casefold() != b.casefold() for a, b in pairs),
+    }
+    named = ", ".join(f"{a!r} and {b!r}" for a, b in pairs[:NAMED])
+    more = f" and {len(pairs) - NAMED} more pairs" if len(pairs) > NAMED else ""
+    as_what = "two classes" if len(pairs) == 1 else "two classes each"
+    differing = " or ".join(sign for sign, there in signs.items() if there)
+    doubt(f"{named}{more} differ in {differing} alone: they are read as {as_what}")
 
 
 def one_colour(x: Tensor) -> bool:

@@ -23,6 +23,8 @@ from metarun.errors import UserError
 NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 # What lies beside pictures and is none.
 BESIDE = {".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".yaml", ".yml", ".html", ".ini", ".db"}
+# Kinds that may have several pages; a phone's MPO is a JPEG, whose others only go with the first.
+PAGED = {"TIFF", "GIF", "WEBP", "AVIF", "PNG", "FLI", "DCX"}
 TOPS = (255, 1023, 4095, 16383, 65535)  # the highest values of 8, 10, 12, 14 and 16 bits
 
 Pictures = Mapping[str, Mapping[str, Sequence[Path]]]  # of each class of each split
@@ -43,6 +45,7 @@ def build(
     """
     look_for_copies(splits)
     every = [path for c in splits.values() for paths in c.values() for path in paths]
+    tell_of_pages(every)
     deep = deep_range(every) if range is None else checked(range)
     read = partial(decode, size=size, grey=grey, deep=deep)
     made = picture_splits(splits, read, superclass_of)
@@ -76,6 +79,28 @@ def is_picture(path: Path) -> bool:
     try:
         with Image.open(path, formats=kinds()):
             return True
+    except (*DAMAGED, Image.DecompressionBombError):
+        return False
+
+
+def tell_of_pages(paths: Iterable[Path]) -> None:
+    """Tell of pictures with more pages than one, as stacks and animations have."""
+    ending_in = {e for e, kind in Image.registered_extensions().items() if kind not in PAGED}
+    paths = [path for path in paths if path.suffix.lower() not in ending_in]
+    with ThreadPoolExecutor() as pool:
+        several = [
+            path for path, more in zip(paths, in_order(pool, has_pages, paths), strict=True) if more
+        ]
+    if several:
+        count = "1 picture has" if len(several) == 1 else f"{len(several)} pictures have"
+        doubt(f"{count} more pages than one, such as {several[0]}: the first is read")
+
+
+def has_pages(path: Path) -> bool:
+    """Whether the picture has more pages than one; not so of one that cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            return picture.format in PAGED and getattr(picture, "n_frames", 1) > 1
     except (*DAMAGED, Image.DecompressionBombError):
         return False
 

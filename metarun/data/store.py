@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from metarun import files
-from metarun.data.odd import look
+from metarun.data.odd import look, look_at_names
 from metarun.data.split import Split
 from metarun.data.told import listening
 from metarun.errors import UserError
@@ -143,6 +143,7 @@ def prepare(
             with listening(told) as everything:
                 splits = build()
                 look(splits)
+                look_at_names(name for split in splits.values() for name in split.classes)
             for split, content in splits.items():
                 write(paths[split], content, told=everything)
                 stamp(paths[split], state(paths[split]))

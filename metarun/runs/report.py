@@ -14,6 +14,8 @@ from metarun.runs.job import Job
 from metarun.tracking.console import aligned
 from metarun.training.loop import Progress
 
+IN_FULL = 8  # features that the header names one by one
+
 
 def header(parts: Parts, job: Job) -> dict[str, str]:
     """What will run, in a few rows."""
@@ -71,7 +73,7 @@ def understood(facts: dict[str, Any], source: str = "") -> dict[str, str]:
 
 def ends(names: list[str]) -> str:
     """The names, or of many the first and the last."""
-    return ", ".join(names) if len(names) <= 4 else f"{names[0]} … {names[-1]}"
+    return ", ".join(names) if len(names) <= IN_FULL else f"{names[0]} … {names[-1]}"
 
 
 def prepared(mode: str, name: str, data: Data, seconds: float) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metarun.episodes import Episodes, Examples, Rows, gather, labelled
-from metarun.errors import UserError
+from metarun.errors import NOTHING, Unsuited, UserError
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,9 @@ def refuse_way(way: int, classes: int) -> None:
     if way < 2:
         raise UserError(f"way={way}: a task needs at least 2 classes")
     if way > classes:
-        lower = f": lower way to {classes}" if classes > 1 else ""
-        raise UserError(f"way={way}, but the split has only {classes} classes{lower}")
+        ways = {NOTHING: f"lower way to {classes}"} if classes > 1 else {}
+        ways["data.fractions"] = "give the split more of the classes by data.fractions"
+        raise Unsuited(f"way={way}, but the split has only {classes} classes", ways)
 
 
 def largest(group: Tensor) -> int:
@@ -136,7 +137,15 @@ def refuse_small_classes(split: Examples, taking_part: Tensor, *, shot: int, que
     size = split.first_row.diff()
     smallest = int(torch.where(taking_part, size, size.max() + 1).argmin())
     if size[smallest] < shot + query:
-        raise UserError(
+        raise Unsuited(
             f"class {split.classes[smallest]!r} has {size[smallest]} examples, but shot={shot} and "
-            f"query={query} need {shot + query}: lower one of them"
+            f"query={query} need {shot + query}",
+            {NOTHING: "lower one of them"} | without_small_classes(size, shot + query),
         )
+
+
+def without_small_classes(size: Tensor, needed: int) -> dict[str, str]:
+    """The way out that leaves larger classes [classes] alone, if there are some."""
+    if not (size >= needed).any():
+        return {}
+    return {"data.min_examples": f"leave out small classes by data.min_examples={needed}"}

@@ -11,9 +11,15 @@ import torch
 from torch import Tensor
 
 from metarun.episodes import PADDING, Episodes, Examples, Rows, gather
-from metarun.errors import UserError
+from metarun.errors import NOTHING, Unsuited, UserError
 from metarun.samplers.hierarchy import inner_nodes
-from metarun.samplers.uniform import in_random_order, largest, of_drawn_group, shuffled
+from metarun.samplers.uniform import (
+    in_random_order,
+    largest,
+    of_drawn_group,
+    shuffled,
+    without_small_classes,
+)
 from metarun.samplers.within_superclass import of_drawn_superclass
 
 CLASSES = ("any", "superclass", "hierarchy")
@@ -75,9 +81,11 @@ class Variable:
         smallest = int(size.argmin())
         needed = max(self.shot, 1) + max(self.query, 1)
         if size[smallest] < needed:
-            raise UserError(
+            raise Unsuited(
                 f"class {split.classes[smallest]!r} has {size[smallest]} examples, but a task "
-                f"needs {needed}: leave it out, or lower sampler.shot and sampler.query"
+                f"needs {needed}",
+                {NOTHING: "leave it out, or lower sampler.shot and sampler.query"}
+                | without_small_classes(size, needed),
             )
 
     def most_classes(self, split: Examples) -> int:

@@ -2,36 +2,13 @@ import os
 import random
 import unicodedata
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from metarun.data import csv_file
 from metarun.errors import UserError
-
-OPTIONS = {
-    "root": None,
-    "size": 8,
-    "grey": False,
-    "range": None,
-    "label": None,
-    "columns": None,
-    "exclude": [],
-    "min_examples": 0,
-    "split_file": None,
-    "fractions": [0.6, 0.2, 0.2],
-    "split_seed": 0,
-}
-
-
-def load(path, **changes):
-    return csv_file.load(str(path), **{**OPTIONS, **changes})
-
-
-def written(path, *lines):
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return path
+from tests.data.tables import OPTIONS, load, rows_of, written
 
 
 def paint(path, colour):
@@ -202,12 +179,6 @@ def test_no_table(tmp_path):
         load(tmp_path / "latin.csv")
 
 
-def rows_of(noise=8, classes=5):
-    """(class, number): numbers as measured, with fractions."""
-    draw = np.random.default_rng(0)
-    return [(f"c{i // noise}", f"{draw.normal():.3f}") for i in range(noise * classes)]
-
-
 @pytest.mark.parametrize("shuffled", [False, True])
 @pytest.mark.parametrize(
     ("name", "value", "why"),
@@ -220,6 +191,13 @@ def rows_of(noise=8, classes=5):
         ("ImageID", lambda i: 7 * i + i % 3, "an id"),
         ("class_number", lambda i: 4 - i // 8, "a copy of the label"),
         ("Timestamp", lambda i: i / 7, "dates or times"),
+        ("Datum", lambda i: i / 7, "dates or times"),
+        ("Datum/Zeit", lambda i: i / 7, "dates or times"),
+        ("created_at", lambda i: i / 7, "dates or times"),
+        ("Funddatum", lambda i: 45000 + i * i % 91, "dates or times"),
+        ("Fecha de muestreo", lambda i: 45000 + i * i % 91, "dates or times"),
+        ("samplingDate", lambda i: 30000 + i * i % 91, "dates or times"),
+        ("Time (local)", lambda i: 60000 - i * i % 91, "dates or times"),
         ("taken", lambda i: 1.6e9 + 977 * (i % 9), "dates or times"),
         ("on", lambda i: 20240130 + i % 2, "dates or times"),
         ("seen", lambda i: f"2024-01-{i % 28 + 1:02}", "no numbers"),
@@ -366,3 +344,9 @@ def test_from_the_command_line(metarun, capsys):
     assert 0.25 < results["test"]["accuracy"] < 0.45
     assert results["data"]["features"] == ["f"]
     assert results["data"]["split"] == "at random by data.split_seed=0"
+
+
+def test_labels_in_two_spellings_are_told_across_splits(tmp_path):
+    lines = ["klee,1.5,train", "Klee,2.5,test", "moos,3.5,val"]
+    (said,) = load(written(tmp_path / "t.csv", "label,f,split", *lines)).facts()["doubts"]
+    assert said == "'klee' and 'Klee' differ in capitals alone: they are read as two classes"

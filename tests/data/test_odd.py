@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metarun.data.odd import look, refuse_one_colour
+from metarun.data.odd import look, look_at_names, refuse_one_colour
 from metarun.data.split import as_split
 from metarun.data.told import listening
 from metarun.errors import UserError
@@ -62,3 +62,25 @@ def test_pictures_of_one_colour():
         refuse_one_colour({"train": split_of("images", x), "test": split_of("images", x)})
     refuse_one_colour({"train": split_of("images", x), "test": split_of("images", x + 1)})
     refuse_one_colour({"train": split_of("images", x[:1])})
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["klee", "moos", "Klee"], "'klee' and 'Klee' differ in capitals alone: they are read as"),
+        (["rot klee", "rot  klee"], "'rot klee' and 'rot  klee' differ in blanks alone: "),
+        (["a b", "AB", "ab"], "'a b' and 'AB', 'a b' and 'ab' differ in capitals or blanks alone"),
+        ([f"{k}{i}" for i in range(5) for k in ("n", "N")], "'n2' and 'N2' and 2 more pairs"),
+    ],
+)
+def test_two_spellings_of_one_class(names, said):
+    with listening() as told:
+        look_at_names(names)
+    (doubted,) = told["doubts"]
+    assert said in doubted
+
+
+def test_other_names_are_not_doubted():
+    with listening() as told:
+        look_at_names(["klee", "kleee", "a", "A", "Latin/b", "Latin/B", "dog/1", "cat/1", "klee"])
+    assert not told
