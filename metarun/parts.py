@@ -249,12 +249,12 @@ def refuse_unsuited(config: Config, key: str, arguments: dict[str, Any]) -> None
     """Raise UserError if what the `_target_` at `key` names does not take the keys beside it, and
     the `arguments`."""
     node = at(config, key)
-    given = {name for name in node if not name.startswith("_")}
+    given = [name for name in node if not name.startswith("_")]
     try:
         known = inspect.signature(get_object(node["_target_"]))
         more = node.get("_partial_") or "_args_" in node  # arguments that are not named here
         bind = known.bind_partial if more else known.bind
-        bind(**dict.fromkeys(given | {*arguments}))
+        bind(**dict.fromkeys([*given, *arguments]))
     except TypeError as error:
         raise unsuited(config, key, error) from None
 

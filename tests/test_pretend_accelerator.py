@@ -376,6 +376,7 @@ def test_optimizers(gpu, name):
 
 BACKBONES = {  # and the images that they take
     "conv4": (["width=8"], SHAPE),
+    "conv4_narrow": (["width=8"], SHAPE),
     "conv6": (["width=8"], SHAPE),
     "identity": ([], SHAPE),
     "koch2015": (["features=8"], (1, 66, 66)),

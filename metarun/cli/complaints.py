@@ -110,13 +110,14 @@ def unknown_key(error: Exception, overrides: list[str], config_dir: str | None) 
     if "/" in key:
         return missing_group(key, config_dir)
     config = known_part(overrides, config_dir)
-    if having := having_key(key, conf_folders(config_dir)):
-        group = key.partition(".")[0]
-        chosen = config.get("hydra", {}).get("runtime", {}).get("choices", {}).get(group)
-        return f"{key}: {group}={chosen} has no such key, {group}={', '.join(having)} would"
     words = [group for group in groups(config_dir) if "/" not in group]
-    words += schema.flat({key: config[key] for key in config if key != "hydra"})
-    return f"{key}: there is no such key{schema.nearest(key, words)}"
+    words += schema.flat({name: config[name] for name in config if name != "hydra"})
+    near, group = schema.nearest(key, words), key.partition(".")[0]
+    having = having_key(key, conf_folders(config_dir))
+    chosen = config.get("hydra", {}).get("runtime", {}).get("choices", {}).get(group)
+    if having and chosen and f" {group}." not in near:
+        return f"{key}: {group}={chosen} has no such key, {group}={', '.join(having)} would"
+    return f"{key}: there is no such key{near}"
 
 
 def having_key(key: str, folders: list[Path]) -> list[str]:

@@ -170,9 +170,10 @@ def test_a_refused_run_leaves_the_folders_that_were_there(metarun):
 
 
 def test_no_key_is_suggested_that_is_not_there(metarun):
-    """As the very one that was typed, or that of another class."""
+    """As the very one that was typed, or that of another class: its choices are named."""
     said = metarun.error("backbone=identity", "backbone.width=8")
-    assert said == "backbone.width: there is no such key"
+    having = "backbone=conv4, conv4_narrow, conv6, vit_small"
+    assert said == f"backbone.width: backbone=identity has no such key, {having} would"
 
 
 def test_going_on_with_a_name_in_quotes():

@@ -121,7 +121,7 @@ def test_what_a_finished_runs_results_do_not_depend_on():
     """One key more, and another run's result is taken for this one's."""
     assert may_differ(UNSEEN) == TRACKER | {
         *("name", "resume", "seeds", "plugins.allow", "data.root", "train.log_every"),
-        "train.save_minutes",
+        *("train.save_minutes", "short_steps"),
         *("device.name", "device.compile", "device.graph", "sampler.chunk"),
         *("eval.tasks", "eval.sampler.tasks"),
     } & set(flat(default()))
@@ -132,7 +132,7 @@ def test_what_may_change_when_a_run_goes_on():
         *("name", "resume", "seeds", "checkpoint", "mode", "plugins.allow", "data.root"),
         *("device.name", "device.deterministic", "device.compile", "device.graph"),
         *("sampler.chunk", "train.steps", "train.log_every", "train.patience"),
-        "train.save_minutes",
+        *("train.save_minutes", "short_steps"),
         *("eval.episodes", "eval.tasks", "eval.sampler.tasks"),
     } & set(flat(default()))
 
