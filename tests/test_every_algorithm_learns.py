@@ -1,4 +1,4 @@
-"""Every algorithm, typed alone, learns on the embedded data: `pytest -m slow`, half an hour."""
+"""Every algorithm, typed alone, learns on the embedded data: `pytest -m slow`."""
 
 import pytest
 
